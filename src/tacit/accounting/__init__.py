@@ -1,0 +1,18 @@
+"""Privacy accounting: from what was released to a bound on epsilon, and back to the noise."""
+
+from tacit.accounting.accountants import Accountant, PLDAccountant, RDPAccountant, create_accountant
+from tacit.accounting.calibration import calibrate, epsilon, noise_multiplier
+from tacit.accounting.events import EpochRelease, PoissonRelease, Release
+
+__all__ = [
+    "Accountant",
+    "EpochRelease",
+    "PLDAccountant",
+    "PoissonRelease",
+    "RDPAccountant",
+    "Release",
+    "calibrate",
+    "create_accountant",
+    "epsilon",
+    "noise_multiplier",
+]

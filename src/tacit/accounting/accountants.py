@@ -1,0 +1,205 @@
+"""Accountants: they keep the history of a run and say what it costs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from tacit.accounting.composition import Composition, compose
+from tacit.accounting.events import (
+    Adjacency,
+    EpochRelease,
+    PoissonRelease,
+    Release,
+    adjacency_of,
+    checked_count,
+    checked_delta,
+    release_from_dict,
+    release_to_dict,
+)
+from tacit.accounting.pld import pld_epsilon
+from tacit.accounting.rdp import rdp_epsilon
+from tacit.errors import CheckpointError, ConfigurationError
+
+_FORMAT = "tacit.accountant"
+_VERSION = 1
+
+
+class Accountant(ABC):
+    """Keeps a history of releases and bounds the (ε, δ)-differential privacy of all of them.
+
+    `record` takes constant time; the work happens in `get_epsilon`, whose results are cached
+    until the next release.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self) -> None:
+        self._history: list[tuple[Release, int]] = []
+        self._steps = 0
+        self._epsilons: dict[float, float] = {}
+
+    @classmethod
+    def mechanism(cls) -> str:
+        """The name by which `create_accountant` makes this accountant."""
+        return cls.name
+
+    @property
+    def history(self) -> tuple[tuple[Release, int], ...]:
+        """All releases so far in order, run-length encoded: (release, how often in a row)."""
+        return tuple(self._history)
+
+    @property
+    def steps(self) -> int:
+        """Number of releases so far."""
+        return self._steps
+
+    @property
+    def adjacency(self) -> Adjacency:
+        """The neighbouring relation under which `get_epsilon` holds; see `events.adjacency_of`."""
+        return adjacency_of(self._history)
+
+    def __len__(self) -> int:
+        """Number of runs of equal releases in the history."""
+        return len(self._history)
+
+    def record(self, release: Release, count: int = 1) -> None:
+        """Add a release to the history, `count` times in a row.
+
+        Raises:
+            ConfigurationError: if `release` is not one of the known kinds or `count` is not an
+                int of at least 1.
+        """
+        if not isinstance(release, (PoissonRelease, EpochRelease)):
+            raise ConfigurationError(
+                f"got {release!r}, whose privacy cost is unknown: record a PoissonRelease or an EpochRelease."
+            )
+        self._append(release, checked_count("count", count))
+
+    def step(self, *, noise_multiplier: float, sample_rate: float) -> None:
+        """Record one DP-SGD step on a Poisson-sampled batch, as in Opacus.
+
+        Args:
+            noise_multiplier: standard deviation of the noise / clipping bound.
+            sample_rate: probability with which each record was in the batch, in (0, 1].
+
+        Raises:
+            ConfigurationError: if an argument is outside its range.
+        """
+        self.record(PoissonRelease(noise_multiplier, sample_rate))
+
+    def get_epsilon(self, delta: float) -> float:
+        """Upper bound on ε at `delta` for everything released so far.
+
+        Args:
+            delta: probability with which the ε bound may fail, strictly between 0 and 1.
+
+        Returns:
+            ε in nats: 0.0 if nothing was released, infinity if something was without noise.
+
+        Raises:
+            ConfigurationError: if `delta` is outside its range.
+        """
+        delta = checked_delta("delta", delta)
+        if delta not in self._epsilons:
+            composition = compose(self._history)
+            if composition.empty:
+                epsilon = 0.0
+            elif composition.noiseless:
+                epsilon = float("inf")
+            else:
+                epsilon = self._bound(composition, delta)
+            self._epsilons[delta] = epsilon
+        return self._epsilons[delta]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history as JSON-able data, for checkpoints."""
+        return {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "accountant": self.name,
+            "history": [[release_to_dict(release), count] for release, count in self._history],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replace the history by that of `state_dict`.
+
+        Raises:
+            CheckpointError: if the state is malformed, of another format, version or accountant;
+                the accountant is then unchanged.
+        """
+        history = _read_history(state, self.name)
+        self._history = []
+        self._steps = 0
+        self._epsilons = {}
+        for release, count in history:
+            self._append(release, count)
+
+    @abstractmethod
+    def _bound(self, composition: Composition, delta: float) -> float:
+        """ε at `delta` of a composition that is neither empty nor without noise."""
+
+    def _append(self, release: Release, count: int) -> None:
+        if self._history and self._history[-1][0] == release:
+            self._history[-1] = (release, self._history[-1][1] + count)
+        else:
+            self._history.append((release, count))
+        self._steps += count
+        self._epsilons = {}
+
+
+class RDPAccountant(Accountant):
+    """Rényi differential privacy: fast, with an ε some percent above the true one."""
+
+    name = "rdp"
+
+    def _bound(self, composition: Composition, delta: float) -> float:
+        return rdp_epsilon(composition, delta)
+
+
+class PLDAccountant(Accountant):
+    """Privacy loss distributions composed numerically: the tightest ε, and still a bound."""
+
+    name = "pld"
+
+    def _bound(self, composition: Composition, delta: float) -> float:
+        return pld_epsilon(composition, delta)
+
+
+# Opacus calls its numerical composition "prv"; it bounds the same quantity.
+_ACCOUNTANTS: dict[str, type[Accountant]] = {"rdp": RDPAccountant, "pld": PLDAccountant, "prv": PLDAccountant}
+
+
+def create_accountant(name: str) -> Accountant:
+    """A new accountant: "pld" (tight), "rdp" (fast) or "prv" (another name for "pld").
+
+    Raises:
+        ConfigurationError: if the name is none of these.
+    """
+    if not isinstance(name, str) or name not in _ACCOUNTANTS:
+        raise ConfigurationError(
+            f"accountant is {name!r}, for which no privacy bound is known: choose one of "
+            f"{', '.join(map(repr, _ACCOUNTANTS))}."
+        )
+    return _ACCOUNTANTS[name]()
+
+
+def _read_history(state: Mapping[str, Any], name: str) -> list[tuple[Release, int]]:
+    expected = {"format": _FORMAT, "version": _VERSION, "accountant": name}
+    if not isinstance(state, Mapping) or any(state.get(key) != value for key, value in expected.items()):
+        found = {key: state.get(key) for key in expected} if isinstance(state, Mapping) else state
+        raise CheckpointError(
+            f"the accountant state is {found!r}, but {expected!r} was expected: its history would be "
+            "misread. Load it into the kind of accountant that saved it."
+        )
+    try:
+        return [
+            (release_from_dict(release), checked_count("release count", count))
+            for release, count in state["history"]
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"the accountant state has no readable history ({error}), so the privacy spent before the "
+            "checkpoint is unknown. Load an intact checkpoint."
+        ) from error

@@ -1,0 +1,133 @@
+"""One private run: the model's session, optimizer and loader, tied together."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from tacit.accounting import Accountant
+from tacit.capture import Pass, Session
+from tacit.criterion import PrivateCriterion
+from tacit.ghost import GhostClipper
+from tacit.mechanisms import NoiseSource
+from tacit.optimizer import PrivateOptimizer
+from tacit.plan import PrivacyPlan
+from tacit.sampling import DrawLog, private_loader
+from tacit.stats import ClipStats
+from tacit.step import Clipper, Factors, Releaser
+from tacit.uses import Use
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settings:
+    """What does not decide epsilon.
+
+    Attributes:
+        mode: ``"auto"``, ``"hooks"`` or ``"ghost"``.
+        batch_first: whether inputs carry the batch in dimension 0.
+        noise_generator: makes the noise reproducible.
+    """
+
+    mode: str
+    batch_first: bool
+    noise_generator: torch.Generator | None
+
+
+class Attachment:
+    """Everything that one ``make_private`` set up. It also observes each clipped batch."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: Optimizer,
+        loader: DataLoader[Any],
+        plan: PrivacyPlan,
+        settings: Settings,
+        accountant: Accountant,
+    ) -> None:
+        self.module = module
+        self.parameters = dict(parameters)
+        self.plan = plan
+        self.settings = settings
+        self.stats: ClipStats | None = None
+        self.noise = NoiseSource(settings.noise_generator)
+        self.draws = DrawLog()
+        self.loader = private_loader(loader, plan.sampling, self.draws)
+        self._used: set[str] = set()
+        self._warned = False
+        clipper = Clipper(lambda: self.plan, self, keep_dense=settings.mode == "hooks")
+        clip = GhostClipper(clipper) if settings.mode == "ghost" else clipper
+        self.session = Session(module, parameters, clip, batch_first=settings.batch_first)
+        self._release = Releaser(
+            lambda: self.plan, self.parameters, self.session.guard, self.draws, self.noise, accountant
+        )
+        self.optimizer = PrivateOptimizer(optimizer, self._on_release, self._on_forget)
+
+    def criterion(self, criterion: Callable[..., Any]) -> PrivateCriterion:
+        return PrivateCriterion(criterion, self.session, self.plan.loss_reduction)
+
+    def change(self, **values: Any) -> None:
+        """Put a changed plan into force, for coming backwards and releases."""
+        self.plan = dataclasses.replace(self.plan, **values)
+
+    def clipped(self, run: Pass, factors: Factors, uses: Mapping[str, Use], scale: float) -> None:
+        """Take note of a clipped physical batch."""
+        self._release.clipped_to(factors.sensitivity)
+        self.draws.used(all(p.grad is None for p in self.parameters.values()))
+        self._used.update(factors.by_name)
+        self.stats = ClipStats(
+            0 if run.dummy else run.samples,
+            factors.norms[:0].cpu() if run.dummy else factors.norms.cpu(),
+            factors.sensitivity,
+        )
+        if self.settings.mode == "hooks":
+            self._leave_grad_samples(run, uses, scale)
+
+    def _leave_grad_samples(self, run: Pass, uses: Mapping[str, Use], scale: float) -> None:
+        for name, parameter in self.parameters.items():
+            use = uses.get(name)
+            samples = 0 if run.dummy else run.samples
+            if use is None:
+                gradients: Tensor = parameter.new_zeros((samples, *parameter.shape))
+            else:
+                gradients = (use.dense() * scale)[:samples].to(parameter.dtype)
+            parameter.grad_sample = gradients  # type: ignore[attr-defined]
+
+    def _on_release(self) -> None:
+        self._release()
+        self.session.forget()
+        self._warn_unused()
+
+    def _warn_unused(self) -> None:
+        if self._warned or not self._used:
+            return
+        self._warned = True
+        unused = [name for name, p in self.parameters.items() if p.requires_grad and name not in self._used]
+        if unused:
+            shown = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more" if len(unused) > 5 else "")
+            warnings.warn(
+                f"these trainable parameters had no part in the first step's loss: {shown}. They get noise all the same; "
+                "freeze them if they are never used.",
+                UserWarning,
+                stacklevel=4,
+            )
+
+    def _on_forget(self) -> None:
+        self._release.forget()
+        self.session.guard.reset()
+        self.draws.discard()
+
+    def detach(self) -> None:
+        self.session.detach()
+        self.optimizer.detach()
+        if self.settings.mode == "hooks":
+            for parameter in self.parameters.values():
+                parameter.__dict__.pop("grad_sample", None)

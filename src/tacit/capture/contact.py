@@ -1,0 +1,145 @@
+"""The capture's side of a contact: tells rules where the samples are and takes what they record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from tacit.capture.derived import DerivedSlot, ViewSlot, before_expansion, leaves_of, transposed_source
+from tacit.capture.marks import mark_of
+from tacit.capture.passes import Pass
+from tacit.errors import LayoutError, PrivacyError
+from tacit.rules import Contact, Slot
+from tacit.uses import Layout, Use
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One outermost private forward, or the recomputation of a part of it.
+
+    Attributes:
+        run: the pass that it belongs to.
+        carrier: what rules take as their first input.
+        recomputed_in: the backward that recomputes it, None in the forward itself.
+    """
+
+    run: Pass
+    carrier: Tensor
+    recomputed_in: int | None = None
+
+
+class LeafSlot(Slot):
+    """Takes uses of a parameter itself."""
+
+    def __init__(self, frame: Frame, name: str) -> None:
+        self._run = frame.run
+        self._recomputed_in = frame.recomputed_in
+        self._name = name
+        if frame.recomputed_in is None:
+            frame.run.promise(name)
+
+    def record(self, use: Use) -> None:
+        self._run.add(self._name, use, self._recomputed_in)
+
+
+class Names:
+    """Which parameters are private, by identity.
+
+    Attributes:
+        private: names of the parameters that the private optimizer steps.
+        others: names of the model's other parameters: constants to the engine, even if they require a gradient.
+    """
+
+    def __init__(self, private: dict[str, Tensor], others: dict[str, Tensor]) -> None:
+        self.private = {id(p): name for name, p in private.items()}
+        self.others = {id(p): name for name, p in others.items()}
+
+    def describe(self, value: Tensor) -> str:
+        names = [self.private.get(id(leaf), self.others.get(id(leaf), "?")) for leaf in leaves_of(value)]
+        found = ", ".join(f"`{name}`" for name in names)
+        return found if value.is_leaf else f"a tensor computed from {found}"
+
+
+class CaptureContact(Contact):
+    """One call of a torch function under capture."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        frame: Frame,
+        names: Names,
+        module: str,
+        trainable: list[Tensor],
+        redispatch: Callable[..., Any],
+    ) -> None:
+        self.function = function
+        self.carrier = frame.carrier
+        self._frame = frame
+        self._names = names
+        self._module = module
+        self._trainable = trainable
+        self._redispatch = redispatch
+        self._slots = {id(value): self._find_slot(value) for value in trainable}
+
+    @property
+    def private(self) -> bool:
+        """Whether any parameter of this call is private."""
+        return any(slot is not None for slot in self._slots.values())
+
+    def _find_slot(self, value: Tensor) -> Slot | None:
+        if value.is_leaf:
+            name = self._names.private.get(id(value))
+            if name is not None:
+                return LeafSlot(self._frame, name)
+            if id(value) in self._names.others:
+                return None
+            raise PrivacyError(
+                f"{self.where()} uses a trainable tensor of shape {tuple(value.shape)} that was not a parameter of the "
+                "model when it was made private: its gradient would be released unclipped. Register it as a "
+                "parameter before make_private(), or detach() it."
+            )
+        source = transposed_source(value)
+        if source is not None:
+            slot = self._find_slot(source)
+            return None if slot is None else ViewSlot(slot)
+        slots = [(leaf, self._find_slot(leaf)) for leaf in leaves_of(value)]
+        kept = [(leaf, slot) for leaf, slot in slots if slot is not None]
+        return DerivedSlot(value, kept) if kept else None
+
+    def layout(self, value: object) -> Layout | None:
+        mark = mark_of(value)
+        if mark is None:
+            return None
+        if mark.layout is None:
+            raise LayoutError(
+                f"{self.where()}: the batch dimension of an operand of shape {tuple(getattr(value, 'shape', ()))} is not "
+                f"known any more since `{mark.lost}`, so its rows cannot be told apart by sample and the gradient "
+                "cannot be clipped. Keep the batch as one dimension up to this call, or freeze the parameter."
+            )
+        if mark.layout.samples != self._frame.run.samples:
+            raise LayoutError(
+                f"{self.where()}: an operand has {mark.layout.samples} samples, the forward that reads it "
+                f"{self._frame.run.samples}. Detach what is kept from an earlier batch and pass it as an input."
+            )
+        return mark.layout
+
+    def slot(self, value: object) -> Slot | None:
+        return self._slots.get(id(value))
+
+    def before_expansion(self, value: Tensor, dim: int) -> Tensor:
+        source = before_expansion(value, dim)
+        if source is not value:
+            self._slots[id(source)] = self._find_slot(source)
+            self._trainable.append(source)  # keeps the identity alive
+        return source
+
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self._redispatch(function, (), args, kwargs)
+
+    def where(self) -> str:
+        function = getattr(self.function, "__name__", str(self.function))
+        parameters = "; ".join(f"{self._names.describe(t)} {tuple(t.shape)}" for t in self._trainable)
+        return f"`{function}` on {parameters} (in {self._module})"

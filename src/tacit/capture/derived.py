@@ -1,0 +1,152 @@
+"""Derived parameters: tensors computed from parameters and constants alone, such as ``pos[:, :T]`` or ``w / w.norm()``.
+
+Autograd builds their small graph as usual. Where they meet the batch a rule takes their per-sample gradient, which is
+pulled back here to the parameters that they came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tacit.errors import PrivacyError
+from tacit.rules import Slot
+from tacit.rules.registry import methods
+from tacit.uses import Dense, Use
+
+_VIEW = "_tacit_view"
+_TRANSPOSES = frozenset([*methods(["t"], torch, Tensor), Tensor.T.__get__, Tensor.mT.__get__])  # type: ignore[attr-defined]
+_SWAPS = frozenset(methods(["transpose", "swapaxes", "swapdims"], torch, Tensor))
+_EXPANSIONS = frozenset(methods(["expand", "expand_as", "broadcast_to", "repeat", "tile"], torch, Tensor))
+_CHUNK_BYTES = 2**27
+
+
+def note_view(function: Callable[..., Any], args: tuple[Any, ...], out: Any) -> None:
+    """Remember how a derived parameter is a plain view of another: its uses are then that one's uses."""
+    if not args or not isinstance(args[0], Tensor) or not isinstance(out, Tensor):
+        return
+    source = args[0]
+    if source.dim() == 2 and (function in _TRANSPOSES or function in _SWAPS):
+        if out.shape == source.shape[::-1] and out.data_ptr() == source.data_ptr() and out.stride() != source.stride():
+            setattr(out, _VIEW, ("transpose", source))
+    elif function in _EXPANSIONS:
+        setattr(out, _VIEW, ("expand", source))
+
+
+def embed_once(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """Look up constant ids that were expanded over the batch once, and expand the result instead."""
+    if function is not F.embedding or not args or not isinstance(args[0], Tensor):
+        return None
+    ids = args[0]
+    if ids.dim() < 2 or ids.shape[0] < 2 or ids.stride(0) != 0:
+        return None
+    once: Tensor = function(ids[:1], *args[1:], **kwargs)
+    expanded = once.expand(ids.shape[0], *once.shape[1:])
+    setattr(expanded, _VIEW, ("expand", once))
+    return expanded
+
+
+def before_expansion(value: Tensor, dim: int) -> Tensor:
+    """Return what ``value`` was before it was expanded along ``dim``, with size 1 there; else ``value``."""
+    kind, source = getattr(value, _VIEW, ("", value))
+    if kind != "expand" or source.dim() > value.dim():
+        return value
+    padded = (1,) * (value.dim() - source.dim()) + tuple(source.shape)
+    same = all(a == b or a == 1 for a, b in zip(padded, value.shape, strict=True))
+    if not same or padded[dim] != 1:
+        return value
+    target = [1 if i == dim else size for i, size in enumerate(value.shape)]
+    shaped: Tensor = source.reshape(padded).expand(target)
+    return shaped
+
+
+def transposed_source(value: Tensor) -> Tensor | None:
+    kind, source = getattr(value, _VIEW, ("", None))
+    return source if kind == "transpose" else None
+
+
+def leaves_of(value: Tensor) -> list[Tensor]:
+    """Return the leaf tensors that require a gradient and from which ``value`` was computed."""
+    if value.is_leaf:
+        return [value]
+    found: dict[int, Tensor] = {}
+    seen: set[Any] = set()
+    pending = [value.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None) if node.name().endswith("AccumulateGrad") else None
+        if leaf is not None:
+            found[id(leaf)] = leaf
+        pending.extend(edge[0] for edge in node.next_functions)
+    return list(found.values())
+
+
+class ViewSlot(Slot):
+    """Takes uses of a matrix's transpose."""
+
+    def __init__(self, source: Slot) -> None:
+        self._source = source
+
+    def record(self, use: Use) -> None:
+        self._source.record(use.transposed())
+
+
+class DerivedSlot(Slot):
+    """Takes uses of a derived parameter and passes their pullback on to its leaves.
+
+    The pullback happens here, in the rule's backward: later the storage may be gone (sharded parameters).
+    """
+
+    def __init__(self, value: Tensor, leaves: Sequence[tuple[Tensor, Slot]]) -> None:
+        self._value = value
+        self._leaves = leaves
+
+    def record(self, use: Use) -> None:
+        dense = use.dense().to(self._value.dtype)
+        per_leaf = pull_back(self._value, [leaf for leaf, _ in self._leaves], dense)
+        for (_, slot), gradient in zip(self._leaves, per_leaf, strict=True):
+            if gradient is not None:
+                slot.record(Dense(gradient))
+
+
+def pull_back(value: Tensor, leaves: Sequence[Tensor], dense: Tensor) -> list[Tensor | None]:
+    """Per-sample gradients (B, *value.shape) of ``value`` → those of its leaves, (B, *leaf.shape) each.
+
+    Batched over samples in chunks of bounded size; one sample at a time where a backward cannot be batched.
+    """
+    size = max(1, _CHUNK_BYTES // max(1, dense[0].numel() * dense.element_size()))
+    chunks: list[Sequence[Tensor | None]] = []
+    for part in dense.split(size):
+        try:
+            chunks.append(_gradients(value, leaves, part, batched=True))
+        except RuntimeError:
+            rows = [_gradients(value, leaves, row, batched=False) for row in part]
+            chunks.append([_stacked(column) for column in zip(*rows, strict=True)])
+    return [_concatenated(column) for column in zip(*chunks, strict=True)]
+
+
+def _gradients(value: Tensor, leaves: Sequence[Tensor], g: Tensor, *, batched: bool) -> Sequence[Tensor | None]:
+    return torch.autograd.grad(
+        value, leaves, grad_outputs=g, is_grads_batched=batched, retain_graph=True, allow_unused=True
+    )
+
+
+def _stacked(column: Sequence[Tensor | None]) -> Tensor | None:
+    present = [g for g in column if g is not None]
+    return torch.stack(present) if present else None
+
+
+def _concatenated(column: Sequence[Tensor | None]) -> Tensor | None:
+    present = [g for g in column if g is not None]
+    if not present:
+        return None
+    if len(present) != len(column):
+        raise PrivacyError("a derived parameter reached its source for some samples only")
+    return torch.cat(present)

@@ -1,0 +1,101 @@
+"""The leak guard: no gradient reaches a private parameter except through its gate.
+
+It watches each parameter's accumulation node. What arrives must be the very tensor that the gate returned, not
+written to since: any other path (the parameter used outside a private forward, a penalty on weights in the loss, a
+hook that changes the gradient) adds to it or comes alone, and is an error. ``torch.autograd.grad(loss, parameter)``
+goes around it, and fills no ``.grad``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+
+from tacit.errors import LeakError, PrivacyError
+
+
+class LeakGuard:
+    """Watches parameters, and remembers what their gradients were after each backward."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, Any] = {}
+        self._handles: list[Any] = []
+        self._expected: dict[str, tuple[int, int]] = {}
+        self._accumulated: dict[str, tuple[int, int]] = {}
+        self.broken = False
+
+    def watch(self, name: str, parameter: Tensor) -> None:
+        """Watch a trainable parameter; once is enough."""
+        if name in self._nodes:
+            return
+        node = get_gradient_edge(parameter).node
+        self._nodes[name] = node  # autograd forgets hooks with the node
+        self._handles.append(node.register_prehook(self._before(name)))
+        self._handles.append(node.register_hook(self._after(name, parameter)))
+
+    def expect(self, name: str, gradient: Tensor) -> None:
+        self._expected[name] = _identity(gradient)
+
+    def _before(self, name: str) -> Callable[[tuple[Tensor, ...]], None]:
+        def check(gradients: tuple[Tensor, ...]) -> None:
+            expected = self._expected.pop(name, None)
+            if expected is None or _identity(gradients[0]) != expected:
+                self.broken = True
+                raise LeakError(_message(name, alone=expected is None))
+
+        return check
+
+    def _after(self, name: str, parameter: Tensor) -> Callable[..., None]:
+        def note(*_: Any) -> None:
+            if parameter.grad is not None:
+                self._accumulated[name] = _identity(parameter.grad)
+
+        return note
+
+    def check_untouched(self, name: str, gradient: Tensor) -> None:
+        """Raise unless ``gradient`` is as the last backward left it.
+
+        Raises:
+            PrivacyError: it was changed, or made by something else than a private backward.
+        """
+        if self._accumulated.get(name) != _identity(gradient) and bool(gradient.any()):
+            raise PrivacyError(
+                f"the gradient of {name!r} was changed between backward() and step() (clip_grad_norm_, an unscale, or "
+                "an assignment to .grad). The noise was calibrated for the clipped sum, not for what is there now. "
+                "Change gradients after the noise instead, in a hook of optimizer.register_step_pre_hook."
+            )
+
+    def accept(self, name: str, gradient: Tensor) -> None:
+        """Take a released gradient for what it is: adding to it, or releasing it again, reveals nothing new."""
+        self._accumulated[name] = _identity(gradient)
+
+    def reset(self) -> None:
+        """Forget an interrupted backward and the gradients that it left."""
+        self._expected.clear()
+        self._accumulated.clear()
+        self.broken = False
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._nodes.clear()
+        self.reset()
+
+
+def _identity(value: Tensor) -> tuple[int, int]:
+    return value.data_ptr(), value._version
+
+
+def _message(name: str, *, alone: bool) -> str:
+    path = "without passing the clipping" if alone else "beside its clipped sum, unclipped"
+    return (
+        f"a gradient reached the parameter {name!r} {path}: it was used outside any private forward (a penalty on "
+        "weights, F.linear(h, layer.weight) in the loss, a forward in eval mode), a hook changed its gradient, or data "
+        "went through NumPy on the way. It would be released with no bound. Call the parameter's own module in train "
+        "mode, move the computation into a forward method of the model, or use weight_decay for penalties. "
+        "Call optimizer.zero_grad() before going on."
+    )

@@ -1,0 +1,108 @@
+"""Follow the batch dimension through indexing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tacit.uses import Layout
+
+
+def follow_index(_f: Any, source: Tensor, layout: Layout, args: Any, _kwargs: Any, out: Tensor) -> Layout | None:
+    """``x[index]`` with integers, slices, None, Ellipsis and index tensors."""
+    index = args[1] if isinstance(args[1], tuple) else (args[1],)
+    if any(isinstance(item, (list, range)) or _is_mask(item) for item in index):
+        index = _with_tensors(index, source)
+        if index is None:
+            return None
+    index = _without_ellipsis(index, source.dim())
+    position, dim, advanced = 0, 0, []
+    found: Layout | None = None
+    for item in index:
+        if item is None:
+            dim += 1
+            continue
+        at_batch = position == layout.dim
+        position += 1
+        if isinstance(item, Tensor) and item.dim() > 0:
+            advanced.append((dim, item, at_batch))
+            continue
+        if isinstance(item, slice):
+            if at_batch:
+                found = _sliced(layout, item, dim)
+                if found is None:
+                    return None
+            dim += 1
+        elif at_batch:
+            return None  # one sample picked out
+    if found is None and position <= layout.dim:
+        found = layout.at(dim + layout.dim - position)
+    return _place_advanced(found, layout, advanced, index)
+
+
+def _place_advanced(
+    found: Layout | None, layout: Layout, advanced: list[tuple[int, Tensor, bool]], index: tuple[Any, ...]
+) -> Layout | None:
+    if not advanced:
+        return found
+    places = [i for i, item in enumerate(index) if isinstance(item, Tensor) and item.dim() > 0]
+    together = places == list(range(places[0], places[0] + len(places)))
+    width = max(item.dim() for _, item, _ in advanced)
+    start = advanced[0][0] if together else 0
+    chosen = [item for _, item, at_batch in advanced if at_batch]
+    if chosen:
+        return _all_samples(layout, chosen[0], start, width)
+    if found is None:
+        return None
+    before = found.dim
+    return found.at(before + width) if not together or before >= start else found
+
+
+def _all_samples(layout: Layout, chosen: Tensor, start: int, width: int) -> Layout | None:
+    """Rows picked by number keep their samples if every row is picked once and in order, ``x[arange(B), t]``."""
+    size = chosen.numel()
+    if layout.outer != 1 or layout.inner != 1 or size != layout.samples or chosen.shape[0] != size:
+        return None
+    in_order = torch.equal(chosen.flatten(), torch.arange(size, device=chosen.device, dtype=chosen.dtype))
+    return layout.at(start + width - chosen.dim()) if in_order else None
+
+
+def _sliced(layout: Layout, item: slice, dim: int) -> Layout | None:
+    start, stop, step = item.indices(layout.rows)
+    block = layout.samples * layout.inner
+    if (start, stop, step) == (0, layout.rows, 1):
+        return layout.at(dim)
+    if step == 1 and start % block == 0 and stop > start and (stop - start) % block == 0:
+        return Layout(layout.samples, dim, (stop - start) // block, layout.inner)
+    return None
+
+
+def _is_mask(item: Any) -> bool:
+    return isinstance(item, Tensor) and item.dtype in (torch.bool, torch.uint8)
+
+
+def _with_tensors(index: tuple[Any, ...], source: Tensor) -> tuple[Any, ...] | None:
+    if any(_is_mask(item) or isinstance(item, range) for item in index):
+        return None
+    return tuple(torch.tensor(item, device=source.device) if isinstance(item, list) else item for item in index)
+
+
+def _without_ellipsis(index: tuple[Any, ...], dims: int) -> tuple[Any, ...]:
+    places = [i for i, item in enumerate(index) if item is Ellipsis]
+    if not places:
+        return index
+    used = sum(item is not None and item is not Ellipsis for item in index)
+    return (*index[: places[0]], *[slice(None)] * (dims - used), *index[places[0] + 1 :])
+
+
+def follow_narrow(f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out: Tensor) -> Layout | None:
+    """``narrow``, ``select`` and ``index_select`` along one dimension."""
+    dim = (kwargs["dim"] if "dim" in kwargs else args[1]) % source.dim()
+    if dim != layout.dim:
+        return layout.at(layout.dim - (dim < layout.dim)) if out.dim() < source.dim() else layout
+    if f.__name__ != "narrow":
+        return None
+    start = kwargs["start"] if "start" in kwargs else args[2]
+    return _sliced(layout, slice(int(start), int(start) + out.shape[dim]), dim)

@@ -1,0 +1,73 @@
+"""Marks: which tensors depend on the batch, and where their samples are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tacit.uses import Layout
+
+_MARK = "_tacit_mark"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Says that a tensor depends on the batch.
+
+    Attributes:
+        layout: where the samples are; None if that was lost (``lost`` says where) or there is no such
+            dimension, as in a loss.
+        lost: the call after which the layout was no longer known.
+    """
+
+    layout: Layout | None
+    lost: str = ""
+
+
+def mark_of(value: object) -> Mark | None:
+    return getattr(value, _MARK, None)
+
+
+def set_mark(value: Tensor, mark: Mark) -> None:
+    setattr(value, _MARK, mark)
+
+
+def clear_mark(value: Tensor) -> None:
+    if mark_of(value) is not None:
+        delattr(value, _MARK)
+
+
+def tensors_in(value: object) -> Iterator[Tensor]:
+    """Yield the tensors in nested lists, tuples, mappings and dataclasses, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from tensors_in(getattr(value, field.name))
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Rebuild nested containers with ``function`` applied to every tensor. Other objects stay as they are."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, tuple) and type(value) is not tuple and not isinstance(value, torch.Size):
+        return type(value)(*(map_tensors(function, item) for item in value))
+    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+        return type(value)(map_tensors(function, item) for item in value)
+    if isinstance(value, Mapping):
+        changed = {key: map_tensors(function, item) for key, item in value.items()}
+        return changed if type(value) is dict else type(value)(**changed)
+    if is_dataclass(value) and not isinstance(value, type):
+        changed = {field.name: map_tensors(function, getattr(value, field.name)) for field in fields(value)}
+        return replace(value, **changed)
+    return value

@@ -1,0 +1,168 @@
+"""The torch-function mode that sees every call of a private forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from tacit.capture.contact import CaptureContact, Frame, Names
+from tacit.capture.derived import embed_once, note_view
+from tacit.capture.follow import follow
+from tacit.capture.marks import Mark, clear_mark, mark_of, set_mark, tensors_in
+from tacit.errors import MixingError
+from tacit.rules import find_rule, refuse_batch_statistics
+
+_BATCH_NORMS = (F.batch_norm, torch.batch_norm, torch.native_batch_norm)
+_INSTANCE_NORMS = (F.instance_norm, torch.instance_norm)
+
+
+class Capture(TorchFunctionMode):
+    """Marks what depends on the batch, and sends calls that mix it with parameters to their rules.
+
+    Attributes:
+        frame: the forward that is running.
+        path: names of the modules being called, outermost first.
+        buffers: names of the model's buffers by identity: the batch must not be written into them.
+    """
+
+    def __init__(self, names: Names, buffers: dict[int, str], describe_module: Callable[[], str]) -> None:
+        super().__init__()
+        self.frame: Frame | None = None
+        self.names = names
+        self.buffers = buffers
+        self._describe_module = describe_module
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        marked: list[Tensor] = []
+        trainable: list[Tensor] = []
+        _sort(args, marked, trainable)
+        if kwargs:
+            _sort(tuple(kwargs.values()), marked, trainable)
+        if not marked:
+            return _unmarked_call(func, args, kwargs) if trainable else func(*args, **kwargs)
+        if func in _BATCH_NORMS or func in _INSTANCE_NORMS:
+            self._refuse_statistics(func, args, kwargs)
+        if trainable and torch.is_grad_enabled():
+            out = self._contact(func, args, kwargs, trainable)
+        else:
+            out = func(*args, **kwargs)
+        self._mark_outputs(func, marked, args, kwargs, out)
+        return out
+
+    def _contact(self, func: Callable[..., Any], args: Any, kwargs: Any, trainable: list[Tensor]) -> Any:
+        assert self.frame is not None
+        if func.__name__ == "__get__" or func is Tensor.size:
+            return func(*args, **kwargs)
+        contact = CaptureContact(
+            func, self.frame, self.names, self._describe_module(), trainable, self.__torch_function__
+        )
+        if not contact.private:
+            plain = {id(value) for value in trainable}
+            return func(*_detached(args, plain), **_detached(kwargs, plain))
+        rule = find_rule(func)
+        if rule is None:
+            contact.refuse("this function is not known to the engine")
+        return rule(contact, *args, **kwargs)
+
+    def _mark_outputs(self, func: Any, marked: list[Tensor], args: Any, kwargs: Any, out: Any) -> None:
+        if isinstance(out, Tensor):
+            outputs = [out]
+        elif out is None:
+            outputs = []
+        else:
+            outputs = list(tensors_in(out))
+        target = args[0] if args and isinstance(args[0], Tensor) else None
+        if target is not None and _writes(func):
+            self._refuse_buffer(func, target)
+            if mark_of(target) is None:
+                _mark_written(target, marked)
+                outputs = [value for value in outputs if value is not target]
+            elif out is None:
+                return
+        for value in outputs:
+            mark = follow(func, marked, args, kwargs, value)
+            if mark is not None:
+                set_mark(value, mark)
+            else:
+                clear_mark(value)
+
+    def _refuse_buffer(self, func: Any, target: Tensor) -> None:
+        name = self.buffers.get(id(target))
+        if name is not None:
+            raise MixingError(
+                f"`{func.__name__}` in {self._describe_module()} writes something computed from the batch into the buffer "
+                f"`{name}`, which is saved with the model without noise. Freeze the update, or remove the buffer."
+            )
+
+    def _refuse_statistics(self, func: Any, args: Any, kwargs: Any) -> None:
+        names = (
+            ("input", "running_mean", "running_var", "weight", "bias", "training")
+            if func is F.batch_norm
+            else ("input", "weight", "bias", "running_mean", "running_var", "training")
+        )
+        if func is F.instance_norm:
+            names = ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats")
+        given = dict(zip(names, args, strict=False)) | kwargs
+        where = f"`{func.__name__}` in {self._describe_module()}"
+        if func in _INSTANCE_NORMS:
+            own = given.get("use_input_stats", given.get("training", True))
+            refuse_batch_statistics(where, given.get("running_mean") if own else None, training=False)
+        else:
+            refuse_batch_statistics(where, None, training=bool(given.get("training", False)))
+
+
+def _sort(values: Any, marked: list[Tensor], trainable: list[Tensor]) -> None:
+    """Sort tensor arguments into those of the batch and unmarked ones that require a gradient."""
+    for value in values:
+        if isinstance(value, Tensor):
+            if mark_of(value) is not None:
+                marked.append(value)
+            elif value.requires_grad:
+                trainable.append(value)
+        elif isinstance(value, (list, tuple)):
+            _sort(value, marked, trainable)
+
+
+def _unmarked_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A call on parameters and constants alone: autograd builds its graph as usual."""
+    out = embed_once(func, args, kwargs)
+    if out is None:
+        out = func(*args, **kwargs)
+        note_view(func, args, out)
+    return out
+
+
+def _writes(func: Any) -> bool:
+    name = func.__name__
+    if name.startswith("__"):
+        return name == "__setitem__" or (name.startswith("__i") and name not in ("__invert__", "__index__", "__int__"))
+    return bool(name.endswith("_"))
+
+
+def _mark_written(target: Tensor, marked: list[Tensor]) -> None:
+    """Mark a constant into which the batch was written, where its rows can be told."""
+    for value in marked:
+        mark = mark_of(value)
+        layout = None if mark is None else mark.layout
+        if layout is not None and value.dim() == target.dim() and layout.fits(target.shape):
+            set_mark(target, Mark(layout))
+            return
+    set_mark(target, Mark(None, lost="writing the batch into a constant"))
+
+
+def _detached(values: Any, chosen: set[int]) -> Any:
+    if isinstance(values, Tensor):
+        return values.detach() if id(values) in chosen else values
+    if isinstance(values, dict):
+        return {key: _detached(value, chosen) for key, value in values.items()}
+    if type(values) in (list, tuple):
+        return type(values)(_detached(value, chosen) for value in values)
+    return values

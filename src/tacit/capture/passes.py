@@ -1,0 +1,127 @@
+"""A pass: all forwards that one backward differentiates together, and the uses that backward records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from tacit.errors import SecondBackwardError
+from tacit.uses import Use
+
+
+def current_task() -> int:
+    """The number of the backward that is running in this thread, -1 outside any."""
+    return torch._C._current_graph_task_id()
+
+
+class ClippedSums(Protocol):
+    """What the clipping hands to the gates."""
+
+    def sum(self, name: str) -> Tensor | None:
+        """Return the clipped sum of one parameter, None if it had no use. Each is asked for once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """Losses that wait outside the outer graph for two passes over them.
+
+    Attributes:
+        losses: per-sample losses, shape ``(B,)``, with their graph.
+        weights: what each is multiplied by in the value that the user sees, ``(B,)``.
+        carrier: the carrier of their pass.
+    """
+
+    losses: Tensor
+    weights: Tensor
+    carrier: Tensor
+
+
+Clip = Callable[["Pass", Mapping[str, list[Use]]], ClippedSums]
+"""Turns the uses of one backward into clipped sums; the engine provides it."""
+
+
+class Pass:
+    """Collects uses by parameter name.
+
+    Attributes:
+        samples: number of samples in the batch.
+        dummy: the batch was empty and one made-up sample stands in for it: it must contribute nothing.
+        contacts: how many uses of each parameter the forwards promised.
+        plain_only: two passes cannot be run over it (an input wants a gradient, or reentrant checkpointing).
+        finished: the clipping has run.
+        sink: where uses go instead, while two passes run.
+        clipped: what the clipping made of the uses.
+    """
+
+    def __init__(self, samples: int, clip: Clip, *, dummy: bool = False) -> None:
+        self.samples = samples
+        self.dummy = dummy
+        self.contacts: dict[str, int] = {}
+        self.finished = False
+        self.plain_only = False
+        self.sink: Callable[[str, Use], None] | None = None
+        self.clipped: ClippedSums | None = None
+        self._clip = clip
+        self._uses: dict[str, list[Use]] = {}
+        self._terms: list[tuple[Term, Tensor]] = []
+        self._task = -1
+        self._roots: dict[int, int] = {}
+
+    def promise(self, name: str) -> None:
+        self.contacts[name] = self.contacts.get(name, 0) + 1
+
+    def add(self, name: str, use: Use, recomputed_in: int | None) -> None:
+        """Take one use.
+
+        Args:
+            name: the parameter.
+            use: its per-sample gradients in one call.
+            recomputed_in: the backward during which this call was recomputed by reentrant checkpointing, whose
+                inner backward has a number of its own; None for a call of the original forward.
+        """
+        if self.sink is not None:
+            self.sink(name, use)
+            return
+        task = current_task()
+        if recomputed_in is not None:
+            self._roots[task] = self._roots.get(recomputed_in, recomputed_in)
+        task = self._roots.get(task, task)
+        if self.finished:
+            if task == self._task:
+                raise SecondBackwardError(
+                    f"a gradient of {name!r} arrived after the batch was clipped: checkpointing with use_reentrant=True "
+                    "recomputed it too late. Use use_reentrant=False."
+                )
+            return  # a later backward; it is refused when it reaches the gates, and may want inputs' gradients only
+        if task != self._task:  # what an unfinished backward (saliency, an error) left behind is forgotten
+            self._uses.clear()
+            self._task = task
+        self._uses.setdefault(name, []).append(use)
+
+    def finish(self) -> None:
+        """Clip what this backward recorded. Called by autograd once all rules have run."""
+        task = current_task()
+        if self.finished:
+            raise SecondBackwardError(
+                "backward() ran a second time over one forward pass (or over two forwards that were not yet "
+                "differentiated): each sample would be clipped twice and count up to twice its bound. Sum the "
+                "losses and call backward() once, or run the forward again after the first backward()."
+            )
+        uses = self._uses if self._task == task else {}
+        self.clipped = self._clip(self, uses)
+        self.finished = True
+        self._task = task
+        self._uses = {}
+        self._roots = {}
+
+    def deposit(self, term: Term, gradient: Tensor) -> None:
+        """Take a term of the loss that is being differentiated, and the gradient that reached its value."""
+        self._terms.append((term, gradient))
+
+    def take_terms(self) -> list[tuple[Term, Tensor]]:
+        terms, self._terms = self._terms, []
+        return terms

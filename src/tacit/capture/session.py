@@ -1,0 +1,203 @@
+"""A session: one private model, from attach to detach."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tacit.capture.contact import Frame, Names
+from tacit.capture.entrance import Entrance
+from tacit.capture.gates import make_carrier, tie
+from tacit.capture.guard import LeakGuard
+from tacit.capture.inputs import batch_size, empty_outputs, layout_at_entry, one_sample
+from tacit.capture.marks import Mark, clear_mark, map_tensors, mark_of, set_mark, tensors_in
+from tacit.capture.mode import Capture
+from tacit.capture.passes import Clip, ClippedSums, Pass, current_task
+from tacit.errors import ConfigurationError, SecondBackwardError
+from tacit.uses import Use
+
+Patterns = dict[tuple[torch.Size, ...], list[Mark | None]]
+
+
+class Session:
+    """Watches a model's forwards and hands the uses of each backward to ``clip``.
+
+    Args:
+        module: the model.
+        parameters: the private parameters by name: those that the private optimizer steps.
+        clip: called once per backward, after all rules have recorded.
+        batch_first: whether inputs carry the batch in dimension 0 (else 1).
+    """
+
+    def __init__(
+        self, module: nn.Module, parameters: Mapping[str, nn.Parameter], clip: Clip, *, batch_first: bool
+    ) -> None:
+        self.parameters = dict(parameters)
+        self.guard = LeakGuard()
+        self.enabled = True
+        self._clip = clip
+        self._batch_dim = 0 if batch_first else 1
+        others = {name: p for name, p in module.named_parameters() if name not in self.parameters}
+        buffers = {id(buffer): name for name, buffer in module.named_buffers()}
+        self._capture = Capture(Names(dict(self.parameters), dict(others)), buffers, self._here)
+        self._path: list[Entrance] = []
+        self._patterns: dict[Entrance, tuple[Pass, Patterns]] = {}
+        self._current: tuple[Pass, Tensor, list[str]] | None = None
+        self._clipped_task = -1
+        self._entrances = [Entrance(m, name or "the model", self) for name, m in module.named_modules()]
+        for entrance in self._entrances:
+            if isinstance(entrance.module, torch.jit.ScriptModule):
+                raise ConfigurationError(
+                    f"{entrance.path} is a TorchScript module, whose calls cannot be seen. Pass the original."
+                )
+        for entrance in self._entrances:
+            entrance.install()
+
+    @property
+    def active(self) -> bool:
+        """Whether a private forward is running."""
+        return self._capture.frame is not None
+
+    @property
+    def open_pass(self) -> tuple[Pass, Tensor] | None:
+        """The pass whose forward ran and whose backward did not, and its carrier."""
+        return None if self._current is None else self._current[:2]
+
+    def forget(self) -> None:
+        """Let the next forward begin a new pass."""
+        self._current = None
+
+    def detach(self) -> None:
+        self.enabled = False
+        for entrance in self._entrances:
+            entrance.remove()
+        self.guard.remove()
+        self._patterns.clear()
+        self.forget()
+
+    # Entering a module
+
+    def enter(self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        frame = self._capture.frame
+        if frame is not None:
+            if frame.recomputed_in is None:
+                self._remember(entrance, frame.run, args, kwargs)
+            return self._run(entrance, args, kwargs)
+        if not (self.enabled and torch.is_grad_enabled() and entrance.module.training):
+            return entrance.inner(*args, **kwargs)
+        if current_task() != -1:
+            return self._recompute(entrance, args, kwargs)
+        return self._outermost(entrance, args, kwargs)
+
+    def _run(self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._path.append(entrance)
+        try:
+            return entrance.inner(*args, **kwargs)
+        finally:
+            self._path.pop()
+
+    def _outermost(self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tensors = list(tensors_in((args, kwargs)))
+        samples = batch_size(tensors, self._batch_dim)
+        trainable = [name for name, p in self.parameters.items() if p.requires_grad]
+        if samples is None or not trainable:
+            return entrance.inner(*args, **kwargs)
+        if samples == 0:
+            args, kwargs = one_sample((args, kwargs), self._batch_dim)
+            tensors = list(tensors_in((args, kwargs)))
+        run, carrier = self._open(max(samples, 1), trainable, dummy=samples == 0)
+        run.plain_only |= any(t.requires_grad for t in tensors)
+        fresh = [t for t in tensors if mark_of(t) is None]
+        try:
+            for value in fresh:
+                layout = layout_at_entry(value, run.samples, self._batch_dim)
+                if layout is not None:
+                    set_mark(value, Mark(layout))
+            self._remember(entrance, run, args, kwargs)
+            out = self._under(Frame(run, carrier), entrance, args, kwargs)
+            if run.plain_only:
+                out = map_tensors(lambda value: _keep_mark(value, tie(carrier, value)), out)
+        finally:
+            for value in fresh:
+                clear_mark(value)
+        return empty_outputs(out) if samples == 0 else out
+
+    def _under(self, frame: Frame, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._capture.frame = frame
+        try:
+            with self._capture:
+                return self._run(entrance, args, kwargs)
+        finally:
+            self._capture.frame = None
+
+    def _open(self, samples: int, trainable: list[str], *, dummy: bool) -> tuple[Pass, Tensor]:
+        """Return the pass that a forward joins: the open one if it fits, else a new one."""
+        if self._current is not None:
+            run, carrier, names = self._current
+            if not run.finished and not run.dummy and not dummy and run.samples == samples and names == trainable:
+                return run, carrier
+        run = Pass(samples, self._on_finished, dummy=dummy)
+        chosen = {name: self.parameters[name] for name in trainable}
+        for name, parameter in chosen.items():
+            self.guard.watch(name, parameter)
+        carrier = make_carrier(run, chosen, self.guard)
+        self._current = run, carrier, trainable
+        return run, carrier
+
+    # Recomputation by activation checkpointing
+
+    def _remember(self, entrance: Entrance, run: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep which inputs were marked: recomputation passes other tensor objects."""
+        tensors = list(tensors_in((args, kwargs)))
+        known = self._patterns.get(entrance)
+        if known is None or known[0] is not run:
+            known = self._patterns[entrance] = (run, {})
+        known[1][tuple(t.shape for t in tensors)] = [mark_of(t) for t in tensors]
+        if not torch.is_grad_enabled():
+            run.plain_only = True  # perhaps reentrant checkpointing, which a norm pass cannot cross
+
+    def _recompute(self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tensors = list(tensors_in((args, kwargs)))
+        run, patterns = self._patterns.get(entrance, (None, {}))
+        marks = patterns.get(tuple(t.shape for t in tensors))
+        if run is None or marks is None:
+            raise SecondBackwardError(
+                f"{entrance.path} ran inside a backward without a forward of its own before it. If the whole private model "
+                "is checkpointed with use_reentrant=True, use use_reentrant=False, or checkpoint its blocks."
+            )
+        for value, mark in zip(tensors, marks, strict=True):
+            if mark is not None:
+                set_mark(value, mark)
+        anchor = torch.zeros((), device=next(iter(self.parameters.values())).device, requires_grad=True)
+        return self._under(Frame(run, anchor, current_task()), entrance, args, kwargs)
+
+    # The end of a pass
+
+    def _on_finished(self, run: Pass, uses: Mapping[str, list[Use]]) -> ClippedSums:
+        task = current_task()
+        if task != -1 and task == self._clipped_task:
+            raise SecondBackwardError(
+                "one backward() reached two private forwards with batches of different sizes: their samples cannot be "
+                "matched, and each would be clipped by itself. Give both forwards the same samples in the same "
+                "order, or call backward() after each forward."
+            )
+        self._clipped_task = task
+        if self._current is not None and self._current[0] is run:
+            self._current = None
+        return self._clip(run, uses)
+
+    def _here(self) -> str:
+        if not self._path:
+            return "the model"
+        entrance = self._path[-1]
+        return f"{entrance.path}, {type(entrance.module).__name__}.forward"
+
+
+def _keep_mark(before: Tensor, after: Tensor) -> Tensor:
+    mark = mark_of(before)
+    if mark is not None:
+        set_mark(after, mark)
+    return after

@@ -1,0 +1,155 @@
+"""Checkpoints: written all or nothing, loaded all or nothing, and never behind what was spent."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from tacit.accounting import Accountant, create_accountant
+from tacit.attachment import Attachment
+from tacit.errors import CheckpointError
+from tacit.optimizer import PrivateOptimizer
+
+FORMAT = "tacit-checkpoint"
+VERSION = 1
+KEYS = ("model", "optimizer", "accountant", "settings", "generators")
+
+
+def save(
+    path: Path, module: nn.Module, optimizer: Optimizer, accountant: Accountant, attached: Attachment | None
+) -> None:
+    """Write a checkpoint beside ``path`` and move it into place."""
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": module.state_dict(),
+        "optimizer": _inner(optimizer).state_dict(),
+        "accountant": accountant.state_dict(),
+        "settings": {} if attached is None else _settings(attached),
+        "generators": {} if attached is None else _generators(attached),
+    }
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load(
+    path: Path, module: nn.Module, optimizer: Optimizer, accountant: Accountant, attached: Attachment | None
+) -> None:
+    """Check everything, then load everything; put all back if a part refuses."""
+    content = _read(path)
+    _check_model(content["model"], module, path)
+    _check_spent(content["accountant"], accountant, path)
+    inner = _inner(optimizer)
+    before = copy.deepcopy(module.state_dict()), copy.deepcopy(inner.state_dict())
+    try:
+        inner.load_state_dict(content["optimizer"])
+        module.load_state_dict(content["model"])
+    except (ValueError, RuntimeError, KeyError) as error:
+        module.load_state_dict(before[0])
+        inner.load_state_dict(before[1])
+        raise CheckpointError(f"{path} does not fit: {error}. Nothing was changed.") from error
+    accountant.load_state_dict(content["accountant"])
+    if attached is not None:
+        _restore_generators(attached, content["generators"])
+
+
+def read_settings(path: Path) -> Mapping[str, Any]:
+    """Return the settings with which a checkpoint was made.
+
+    Raises:
+        CheckpointError: the file is torn or foreign.
+    """
+    settings: Mapping[str, Any] = _read(path)["settings"]
+    return settings
+
+
+def _inner(optimizer: Optimizer) -> Optimizer:
+    return optimizer.inner if isinstance(optimizer, PrivateOptimizer) else optimizer
+
+
+def _settings(attached: Attachment) -> dict[str, Any]:
+    plan = attached.plan
+    return {
+        "noise_multiplier": plan.noise_multiplier,
+        "max_grad_norm": plan.max_grad_norm,
+        "clipping": plan.clipping,
+        "loss_reduction": plan.loss_reduction,
+        "records": plan.sampling.records,
+        "expected_batch_size": plan.sampling.expected_batch_size,
+        "sampling": plan.sampling.description,
+        "grad_sample_mode": attached.settings.mode,
+    }
+
+
+def _generators(attached: Attachment) -> dict[str, Any]:
+    """States of generators that the user gave. The others are secret: saving them would reveal noise and draws."""
+    source = attached.loader.source.generator
+    return {"noise": attached.noise.state_dict(), "loader": None if source is None else source.get_state()}
+
+
+def _restore_generators(attached: Attachment, states: Mapping[str, Any]) -> None:
+    attached.noise.load_state_dict(states.get("noise", {}))
+    source, state = attached.loader.source.generator, states.get("loader")
+    if source is not None and state is not None:
+        source.set_state(state)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no checkpoint at {path}.") from error
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read: it is torn, or was not written by save_checkpoint(). Nothing was changed. ({error})"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT or any(key not in content for key in KEYS):
+        raise CheckpointError(f"{path} was not written by save_checkpoint(). Nothing was changed.")
+    if content["version"] != VERSION:
+        raise CheckpointError(
+            f"{path} has the format {content['version']}, this version of tacit reads {VERSION}. Nothing was changed."
+        )
+    return content
+
+
+def _check_model(state: Mapping[str, Any], module: nn.Module, path: Path) -> None:
+    own = module.state_dict()
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unknown:
+        raise CheckpointError(
+            f"{path} is of another model: {len(missing)} of its parameters are not in the file ({missing[:3]}), {len(unknown)} in the "
+            f"file are not in the model ({unknown[:3]}). Nothing was changed."
+        )
+    for name, value in own.items():
+        if isinstance(value, torch.Tensor) and value.shape != state[name].shape:
+            raise CheckpointError(
+                f"{path} is of another model: {name} has the shape {tuple(state[name].shape)} in the file, "
+                f"{tuple(value.shape)} in the model. Nothing was changed."
+            )
+
+
+def _check_spent(state: Mapping[str, Any], accountant: Accountant, path: Path) -> None:
+    saved = create_accountant(accountant.mechanism())
+    saved.load_state_dict(state)
+    if saved.steps < accountant.steps:
+        raise CheckpointError(
+            f"{path} knows of {saved.steps} releases, this engine has made {accountant.steps}: loading it would forget spent "
+            "budget. Load it into a new PrivacyEngine, and count both runs. Nothing was changed."
+        )

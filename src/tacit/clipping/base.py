@@ -1,0 +1,31 @@
+"""What a clipping policy is: per-sample norms in, factors out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+
+class ClippingPolicy(ABC):
+    """Scales each sample's gradient so that its contribution to the sum is bounded.
+
+    A policy sees norms only, so it cannot leak gradients. Its guarantee: for any norms, the l2 norm over all
+    parameters of ``factors * gradients`` of one sample is at most ``sensitivity``.
+    """
+
+    @property
+    @abstractmethod
+    def sensitivity(self) -> float:
+        """The most that adding or removing one sample changes the clipped sum, in l2 norm."""
+
+    @abstractmethod
+    def factors(self, norms: Tensor) -> Tensor:
+        """Return the factor of each parameter and sample.
+
+        Args:
+            norms: float64, shape ``(P, B)``: l2 norm of each parameter's gradient of each sample. Finite.
+
+        Returns:
+            Non-negative factors of the same shape.
+        """

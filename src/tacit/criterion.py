@@ -1,0 +1,111 @@
+"""The criterion that ghost mode returns: any loss, as per-sample losses behind a plain ``loss.backward()``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tacit.capture import Session, Term
+from tacit.errors import ConfigurationError
+from tacit.ghost import GhostTerm
+
+REDUCTIONS = ("mean", "sum", "batchmean")
+
+
+class PrivateCriterion(nn.Module):
+    """Gives the value of the wrapped loss; its backward runs ghost mode's two passes.
+
+    The loss of sample i is the wrapped loss of a batch that holds i alone, with one exception: a class-weighted mean
+    is weighted, not normalized by the other samples' weights. The value is their mean (or sum). Where two passes
+    cannot be run (evaluation, an input that wants a gradient, reentrant checkpointing) it is an ordinary loss, and the
+    one-backward engine gives the same clipped gradient.
+
+    Args:
+        criterion: a loss module, with or without ``.reduction``, or a function returning a scalar for a batch.
+            Tensor arguments whose first dimension is the batch size are read per sample; all others are
+            passed as they are.
+        session: the private model.
+        reduction: what to do with the per-sample losses if the criterion does not say: "mean" or "sum".
+    """
+
+    def __init__(self, criterion: Callable[..., Any], session: Session, reduction: str) -> None:
+        super().__init__()
+        self.criterion = criterion
+        self._session = session
+        stated = getattr(criterion, "reduction", None)
+        self._unreduced: Callable[..., Any] | None = None
+        if stated in REDUCTIONS and isinstance(criterion, nn.Module):
+            self._unreduced = copy.copy(criterion)
+            self._unreduced.reduction = "none"
+        elif stated == "none":
+            self._unreduced = criterion
+        self.reduction = "sum" if stated == "sum" else "mean" if stated in ("mean", "batchmean") else reduction
+        self._inside = "sum" if stated in ("sum", "batchmean") else "mean"
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        losses = self.per_sample(*args, **kwargs)
+        if losses.numel() == 0:
+            return losses.sum()
+        value = losses.mean() if self.reduction == "mean" else losses.sum()
+        opened = self._session.open_pass
+        if opened is None or not torch.is_grad_enabled() or not losses.requires_grad:
+            return value
+        run, carrier = opened
+        if run.plain_only or run.dummy or run.samples != losses.shape[0]:
+            return value
+        weight = 1.0 / losses.shape[0] if self.reduction == "mean" else 1.0
+        term = Term(losses, torch.full_like(losses, weight, requires_grad=False), carrier)
+        out: Tensor = GhostTerm.apply(carrier, run, term, value.detach())  # type: ignore[no-untyped-call]
+        return out
+
+    def per_sample(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the loss of each sample: shape ``(B,)``."""
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim() > 0]
+        if not tensors:
+            raise ConfigurationError("the criterion was called without a tensor that has a batch dimension.")
+        samples = tensors[0].shape[0]
+        if samples == 0:
+            return tensors[0].flatten()[:0]
+        if self._unreduced is not None:
+            losses = self._unreduced(*args, **kwargs)
+            # More losses than inputs: shapes like (B, 1) and (B,) were broadcast against each other.
+            if losses.dim() and losses.shape[0] == samples and losses.numel() <= max(t.numel() for t in tensors):
+                return self._reduced(losses, args, kwargs)
+        return self._one_by_one(samples, args, kwargs)
+
+    def _reduced(self, losses: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        flat = losses.flatten(1) if losses.dim() > 1 else losses.unsqueeze(1)
+        if self._inside == "sum":
+            return flat.sum(1)
+        if isinstance(self.criterion, (nn.CrossEntropyLoss, nn.NLLLoss)):
+            target = kwargs.get("target", args[1] if len(args) > 1 else None)
+            if isinstance(target, Tensor) and not target.is_floating_point():
+                counted = (target != self.criterion.ignore_index).reshape(flat.shape)
+                return flat.sum(1) / counted.sum(1).clamp(min=1)
+        return flat.mean(1)
+
+    def _one_by_one(self, samples: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """Call the criterion on batches of one."""
+
+        def mapped(value: Any) -> bool:
+            return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == samples
+
+        values = [*args, *kwargs.values()]
+        batched = [value for value in values if mapped(value)]
+
+        def single(*rows: Tensor) -> Tensor:
+            left = iter(rows)
+            call = [next(left).unsqueeze(0) if mapped(value) else value for value in values]
+            names = dict(zip(kwargs, call[len(args) :], strict=True))
+            loss: Tensor = self.criterion(*call[: len(args)], **names)
+            return loss.sum() if self.reduction == "sum" else loss.mean()
+
+        try:
+            losses: Tensor = torch.vmap(single, randomness="different")(*batched)
+        except RuntimeError:  # not every function can be vectorized: call it once per sample
+            losses = torch.stack([single(*rows) for rows in zip(*batched, strict=True)])
+        return losses

@@ -1,0 +1,281 @@
+"""The front door: attaches privacy to a user's model, optimizer and loader, and takes it off again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from tacit import checkpoint
+from tacit.accounting import (
+    Accountant,
+    EpochRelease,
+    PoissonRelease,
+    Release,
+    calibrate,
+    create_accountant,
+)
+from tacit.attachment import Attachment, Settings
+from tacit.errors import ConfigurationError
+from tacit.plan import PrivacyPlan, check_number
+from tacit.sampling import EpochSampling, PoissonSampling, Sampling
+from tacit.stats import ClipStats
+from tacit.validation import check_attachable
+
+MODES = {"auto": "auto", "hooks": "hooks", "ew": "hooks", "ghost": "ghost", "functorch": "functorch"}
+
+
+class PrivacyEngine:
+    """Trains one model with differential privacy.
+
+    Args:
+        accountant: ``"pld"`` (privacy-loss distributions; ``"prv"`` is another name for it) or ``"rdp"``.
+        secure_mode: cryptographic noise. Not available yet: True raises NotImplementedError.
+
+    Attributes:
+        accountant: records every release; ``accountant.history`` is what ran.
+    """
+
+    def __init__(self, *, accountant: str = "pld", secure_mode: bool = False) -> None:
+        if secure_mode:
+            raise NotImplementedError(
+                "secure_mode=True: noise from a cryptographic generator is not there yet. With secure_mode=False the "
+                "noise comes from torch's generator, its whole state filled from the operating system's entropy."
+            )
+        self.accountant: Accountant = create_accountant(accountant)
+        self._attachment: Attachment | None = None
+
+    def make_private(
+        self,
+        *,
+        module: nn.Module,
+        optimizer: Optimizer,
+        data_loader: DataLoader[Any],
+        noise_multiplier: float,
+        max_grad_norm: float,
+        criterion: Callable[..., Any] | None = None,
+        batch_first: bool = True,
+        loss_reduction: str = "mean",
+        poisson_sampling: bool = True,
+        clipping: str = "flat",
+        grad_sample_mode: str = "auto",
+        noise_generator: torch.Generator | None = None,
+    ) -> tuple[Any, ...]:
+        """Make training private.
+
+        Args:
+            module: the model; it comes back as the same object, in which nothing is replaced.
+            optimizer: any torch optimizer over parameters of ``module``. Parameters that it does not step are
+                constants: they get no gradient.
+            data_loader: a map-style DataLoader.
+            noise_multiplier: standard deviation of the noise, in units of ``max_grad_norm``.
+            max_grad_norm: the bound on the l2 norm of each sample's gradient over all private parameters.
+            criterion: the loss, for ``grad_sample_mode="ghost"`` (default: ``nn.CrossEntropyLoss()``).
+            batch_first: whether the model's inputs carry the batch in dimension 0 (else in dimension 1).
+            loss_reduction: how the loss reduces over the batch, ``"mean"`` or ``"sum"``.
+            poisson_sampling: draw each record independently with probability ``1 / len(data_loader)``. If False,
+                the loader's own batches are kept and no amplification by sampling is claimed for them.
+            clipping: the clipping policy: ``"flat"``.
+            grad_sample_mode: ``"auto"``: one backward; ``"hooks"`` (or ``"ew"``): whole per-sample gradients are left
+                in ``p.grad_sample``, ``(B, *p.shape)``, after each backward; ``"ghost"``: two passes, least memory.
+            noise_generator: makes the noise reproducible, for tests.
+
+        Returns:
+            ``(model, optimizer, data_loader)``; with ``"ghost"`` also the criterion, fourth.
+
+        Raises:
+            ConfigurationError: an argument has no meaning here.
+            PrivacyError: training this model, or on these batches, would not be covered by epsilon.
+        """
+        sampling = _sampling(data_loader, poisson_sampling)
+        plan = PrivacyPlan(noise_multiplier, max_grad_norm, clipping, loss_reduction, sampling)
+        return self._attach(module, optimizer, data_loader, plan, criterion, batch_first, grad_sample_mode, noise_generator)
+
+    def make_private_with_epsilon(
+        self,
+        *,
+        module: nn.Module,
+        optimizer: Optimizer,
+        data_loader: DataLoader[Any],
+        target_epsilon: float,
+        target_delta: float,
+        max_grad_norm: float,
+        epochs: int | None = None,
+        steps: int | None = None,
+        criterion: Callable[..., Any] | None = None,
+        batch_first: bool = True,
+        loss_reduction: str = "mean",
+        poisson_sampling: bool = True,
+        clipping: str = "flat",
+        grad_sample_mode: str = "auto",
+        noise_generator: torch.Generator | None = None,
+    ) -> tuple[Any, ...]:
+        """Make training private with the least noise for which the planned run ends at or below ``target_epsilon``.
+
+        What this engine has released before counts too.
+
+        Args:
+            target_epsilon: where the planned run may end, at ``target_delta``.
+            target_delta: the δ of that (ε, δ).
+            epochs: length of the planned run in passes over the loader; give this or ``steps``.
+            steps: its length in optimizer steps.
+
+        All other arguments, results and errors are those of :meth:`make_private`.
+        """
+        sampling = _sampling(data_loader, poisson_sampling)
+        # Everything else is checked before the calibration, which takes a second.
+        draft = PrivacyPlan(1.0, max_grad_norm, clipping, loss_reduction, sampling)
+        self._check(module, optimizer, grad_sample_mode, criterion)
+        planned = _planned_steps(sampling, epochs, steps)
+        noise = calibrate(self._history_with(sampling, planned), target_epsilon, target_delta, self.accountant.mechanism())
+        plan = PrivacyPlan(noise, draft.max_grad_norm, clipping, loss_reduction, sampling)
+        return self._attach(module, optimizer, data_loader, plan, criterion, batch_first, grad_sample_mode, noise_generator)
+
+    def _history_with(
+        self, sampling: Sampling, planned: int
+    ) -> Callable[[float], Sequence[tuple[Release, int]]]:
+        spent = list(self.accountant.history)
+        first = self._last_epoch() + 1
+
+        def history(noise: float) -> Sequence[tuple[Release, int]]:
+            if isinstance(sampling, PoissonSampling):
+                return [*spent, (PoissonRelease(noise, sampling.sample_rate), planned)]
+            whole, rest = divmod(planned, sampling.steps_per_epoch)
+            counts = [sampling.steps_per_epoch] * whole + [rest] * bool(rest)
+            return [*spent, *((EpochRelease(noise, first + i), count) for i, count in enumerate(counts))]
+
+        return history
+
+    def _last_epoch(self) -> int:
+        return max((r.epoch for r, _ in self.accountant.history if isinstance(r, EpochRelease)), default=0)
+
+    def _check(
+        self, module: nn.Module, optimizer: Optimizer, mode: str, criterion: Callable[..., Any] | None
+    ) -> dict[str, nn.Parameter]:
+        if self._attachment is not None:
+            raise ConfigurationError(
+                "this engine has a private model already. Call engine.detach() first, or make another PrivacyEngine."
+            )
+        if mode not in MODES:
+            raise ConfigurationError(f"grad_sample_mode={mode!r} is not known. Known: {', '.join(map(repr, MODES))}.")
+        if mode == "functorch":
+            raise NotImplementedError(
+                'grad_sample_mode="functorch" is not there yet; "auto" and "hooks" give the same gradients.'
+            )
+        if criterion is not None and mode != "ghost":
+            raise ConfigurationError(
+                f'criterion= belongs to grad_sample_mode="ghost". In mode {mode!r} use your loss as it is, and leave '
+                "it out here."
+            )
+        return check_attachable(module, optimizer)
+
+    def _attach(
+        self,
+        module: nn.Module,
+        optimizer: Optimizer,
+        data_loader: DataLoader[Any],
+        plan: PrivacyPlan,
+        criterion: Callable[..., Any] | None,
+        batch_first: bool,
+        mode: str,
+        noise_generator: torch.Generator | None,
+    ) -> tuple[Any, ...]:
+        parameters = self._check(module, optimizer, mode, criterion)
+        settings = Settings(MODES[mode], batch_first, noise_generator)
+        attached = Attachment(module, parameters, optimizer, data_loader, plan, settings, self.accountant)
+        attached.loader.resume(self._last_epoch())
+        self._attachment = attached
+        made = (module, attached.optimizer, attached.loader)
+        return (*made, attached.criterion(criterion or nn.CrossEntropyLoss())) if mode == "ghost" else made
+
+    def detach(self) -> None:
+        """Take privacy off: the model and the original optimizer are as they were. Spent budget stays on record."""
+        if self._attachment is not None:
+            self._attachment.detach()
+            self._attachment = None
+
+    @property
+    def _attached(self) -> Attachment:
+        if self._attachment is None:
+            raise ConfigurationError("this engine has no private model: call make_private() first.")
+        return self._attachment
+
+    def get_epsilon(self, delta: float) -> float:
+        """Return the ε at ``delta`` of all that was released so far (0 if nothing was)."""
+        return self.accountant.get_epsilon(delta)
+
+    @property
+    def plan(self) -> PrivacyPlan:
+        """What decides ε in the present run."""
+        return self._attached.plan
+
+    @property
+    def noise_multiplier(self) -> float:
+        """The noise multiplier of coming steps. It may be set between steps, for a schedule; each is recorded."""
+        return self.plan.noise_multiplier
+
+    @noise_multiplier.setter
+    def noise_multiplier(self, value: float) -> None:
+        check_number("noise_multiplier", value, zero=True)
+        self._attached.change(noise_multiplier=value)
+
+    @property
+    def max_grad_norm(self) -> float:
+        """The clipping bound of coming backwards. It may be set between steps; the noise follows it."""
+        return self.plan.max_grad_norm
+
+    @max_grad_norm.setter
+    def max_grad_norm(self, value: float) -> None:
+        check_number("max_grad_norm", value, zero=False)
+        self._attached.change(max_grad_norm=value)
+
+    @property
+    def stats(self) -> ClipStats | None:
+        """Norms and clipping of the last backward; None before the first. For the trainer's eyes: not private."""
+        return self._attached.stats
+
+    @property
+    def noise_source(self) -> str:
+        """Where the noise comes from, in words."""
+        return self._attached.noise.description
+
+    def save_checkpoint(self, path: str | Path, *, module: nn.Module, optimizer: Optimizer) -> None:
+        """Save model, inner optimizer, accountant, settings and given generators, all or nothing.
+
+        Args:
+            path: the file; it is replaced only once the new one is whole.
+            module: the model: its plain ``state_dict``.
+            optimizer: the private optimizer (or the one inside).
+        """
+        checkpoint.save(Path(path), module, optimizer, self.accountant, self._attachment)
+
+    def load_checkpoint(self, path: str | Path, *, module: nn.Module, optimizer: Optimizer) -> None:
+        """Load what :meth:`save_checkpoint` wrote, all or nothing.
+
+        Raises:
+            CheckpointError: the file is torn or foreign, does not fit the model or optimizer, or knows of fewer
+                releases than this engine made. Nothing is changed then.
+        """
+        checkpoint.load(Path(path), module, optimizer, self.accountant, self._attachment)
+        if self._attachment is not None:
+            self._attachment.loader.resume(max(self._last_epoch(), self._attachment.loader.epoch))
+
+
+def _sampling(loader: DataLoader[Any], poisson: bool) -> Sampling:
+    return PoissonSampling.from_loader(loader) if poisson else EpochSampling.from_loader(loader)
+
+
+def _planned_steps(sampling: Sampling, epochs: int | None, steps: int | None) -> int:
+    given = {"epochs": epochs, "steps": steps}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if len(chosen) != 1:
+        raise ConfigurationError("say how long the planned run is: epochs= or steps=, one of them.")
+    ((name, value),) = chosen.items()
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigurationError(f"{name}={value!r}: it must be a whole number of at least 1.")
+    return value * sampling.steps_per_epoch if name == "epochs" else value

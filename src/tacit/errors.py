@@ -1,0 +1,41 @@
+"""What tacit raises. Each message says what was found, why it matters and what to do."""
+
+
+class TacitError(RuntimeError):
+    """Base of every error that tacit raises on purpose."""
+
+
+class ConfigurationError(TacitError, ValueError):
+    """An argument, or a combination of arguments, cannot mean what was asked."""
+
+
+class PrivacyError(TacitError):
+    """Going on would release something that the reported epsilon does not cover."""
+
+
+class NoRuleError(PrivacyError):
+    """A trainable parameter met the batch in a call whose per-sample gradient is not known."""
+
+
+class LayoutError(PrivacyError):
+    """The samples of a batch cannot be told apart at a call that meets a trainable parameter."""
+
+
+class LeakError(PrivacyError):
+    """A gradient reached a private parameter without passing the clipping."""
+
+
+class SecondBackwardError(PrivacyError):
+    """A forward pass was differentiated twice, which would count its samples twice."""
+
+
+class MixingError(PrivacyError):
+    """A layer computes statistics over the batch, so that one sample moves another's gradient."""
+
+
+class SamplingError(PrivacyError):
+    """Batches are drawn in a way for which no privacy proof is known."""
+
+
+class CheckpointError(TacitError):
+    """A checkpoint is torn, foreign, or does not belong to this model or optimizer."""

@@ -1,0 +1,122 @@
+"""Ghost mode's two passes: norms first, holding nothing; then the backward of the reweighted sum of losses.
+
+A backward is linear in each sample's loss, so the weights may be applied where each gradient is summed instead of to
+the losses. That is done here: weights of 1e-6 underflow in half precision on their way down, and models that compute
+in float32 inside (Llama's normalization) would round differently from the first pass.
+
+The criterion's losses never enter the outer graph. It runs the two passes by itself, when autograd reaches the
+carrier, so that any other term of the loss is seen apart and joined before the clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tacit.capture import ClippedSums, Pass, Term
+from tacit.errors import PrivacyError
+from tacit.step import Clipper, Factors
+from tacit.uses import Use, join
+
+
+class GhostTerm(torch.autograd.Function):
+    """The value of a loss whose gradient is left to the two passes."""
+
+    @staticmethod
+    def forward(ctx: Any, carrier: Tensor, run: Pass, term: Term, value: Tensor) -> Tensor:
+        ctx.run, ctx.term = run, term
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[None, ...]:  # type: ignore[override]
+        ctx.run.deposit(ctx.term, g)
+        return None, None, None, None
+
+
+class GhostClipper:
+    """Clips passes that have deposited terms by two passes, and all others as usual."""
+
+    def __init__(self, plain: Clipper) -> None:
+        self._plain = plain
+
+    def __call__(self, run: Pass, recorded: Mapping[str, list[Use]]) -> ClippedSums:
+        terms = run.take_terms()
+        if not terms:
+            return self._plain(run, recorded)
+        if recorded:  # the loss has plain terms too: all uses are clipped together, in one backward
+            uses = {name: list(several) for name, several in recorded.items()}
+            _backward(run, terms, lambda name, use: uses.setdefault(name, []).append(use), retain=False)
+            return self._plain(run, uses)
+        norms = _Norms(run)
+        _backward(run, terms, norms.take, retain=True)
+        factors = self._plain.factors(run, norms.finish())
+        self._plain.observe(run, factors, {})
+        sums = _Sums(factors)
+        _backward(run, terms, sums.take, retain=False)
+        return sums
+
+
+def _backward(run: Pass, terms: list[tuple[Term, Tensor]], sink: Any, *, retain: bool) -> None:
+    """Differentiate the per-sample losses down to the carrier: exactly the rules' backwards run."""
+    weights = [term.weights * g for term, g in terms]
+    run.sink = sink
+    try:
+        torch.autograd.grad(
+            [term.losses for term, _ in terms],
+            [terms[0][0].carrier],
+            grad_outputs=weights,
+            retain_graph=retain,
+            allow_unused=True,
+        )
+    finally:
+        run.sink = None
+
+
+class _Norms:
+    """Squared norms per parameter; a use is dropped as soon as its parameter's last one has come."""
+
+    def __init__(self, run: Pass) -> None:
+        self._expected = dict(run.contacts)
+        self._waiting: dict[str, list[Use]] = {}
+        self._squares: dict[str, Tensor] = {}
+
+    def take(self, name: str, use: Use) -> None:
+        if name in self._squares:
+            raise PrivacyError(
+                f"more gradients of {name!r} arrived than its forward announced, so its norm cannot be told. "
+                'Use grad_sample_mode="auto" for this model.'
+            )
+        waiting = self._waiting.setdefault(name, [])
+        waiting.append(use)
+        if len(waiting) == self._expected.get(name, 0):
+            self._close(name)
+
+    def _close(self, name: str) -> None:
+        self._squares[name] = join(self._waiting.pop(name)).squared_norms()
+
+    def finish(self) -> dict[str, Tensor]:
+        for name in list(self._waiting):
+            self._close(name)
+        return self._squares
+
+
+class _Sums:
+    """Clipped sums, accumulated as the uses come: nothing is held but the sums."""
+
+    def __init__(self, factors: Factors) -> None:
+        self._factors = factors
+        self._dropped = None if bool(factors.finite.all()) else ~factors.finite
+        self._totals: dict[str, Tensor] = {}
+
+    def take(self, name: str, use: Use) -> None:
+        if self._dropped is not None:
+            use = use.without(self._dropped)
+        total = use.weighted_sum(self._factors.by_name[name])
+        known = self._totals.get(name)
+        self._totals[name] = total if known is None else known.add_(total)
+
+    def sum(self, name: str) -> Tensor | None:
+        return self._totals.pop(name, None)

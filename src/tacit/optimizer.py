@@ -1,0 +1,163 @@
+"""Any torch optimizer, fed the released gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import LBFGS, Optimizer
+
+from tacit.errors import ConfigurationError, PrivacyError
+
+
+class PrivateOptimizer(Optimizer):
+    """Releases the gradient of a logical batch, then lets the wrapped optimizer take its step.
+
+    Parameter groups, state, ``state_dict`` and step hooks are the wrapped optimizer's own: hooks see the released
+    gradient. Schedulers take this object like any optimizer.
+
+    Args:
+        inner: the user's optimizer. Stepping it directly is refused from now on.
+        release: turns the clipped sums in ``.grad`` into released gradients and accounts for them.
+        forget: is called when pending sums are thrown away.
+    """
+
+    def __init__(self, inner: Optimizer, release: Callable[[], None], forget: Callable[[], None]) -> None:
+        # Optimizer.__init__ is not called: all that it sets up lives in the wrapped optimizer.
+        if isinstance(inner, LBFGS):
+            raise ConfigurationError(
+                "LBFGS evaluates the loss many times a step, and each would be a release. Use another optimizer."
+            )
+        self.inner = inner
+        self._release = release
+        self._forget = forget
+        self._held = False
+        self._accumulating = False
+        self._releasing = False
+        self._guard = inner.register_step_pre_hook(self._refuse_direct_step)
+
+    def _refuse_direct_step(self, *_: Any) -> None:
+        if not self._releasing:
+            raise PrivacyError(
+                "the original optimizer was stepped: that step would be without noise and without accounting. "
+                "Call step() on the optimizer that make_private() returned."
+            )
+
+    # What torch and schedulers expect of an optimizer
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        return self.inner.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.inner.param_groups = groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        return self.inner.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self.inner.state = state
+
+    @property
+    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+        return self.inner.defaults
+
+    @defaults.setter
+    def defaults(self, defaults: dict[str, Any]) -> None:
+        self.inner.defaults = defaults
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state_dict)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        raise ConfigurationError(
+            "a parameter group was added to a private optimizer: its parameters would get no noise. Add it to the "
+            "original optimizer before make_private()."
+        )
+
+    def register_step_pre_hook(self, hook: Any) -> Any:
+        return self.inner.register_step_pre_hook(hook)
+
+    def register_step_post_hook(self, hook: Any) -> Any:
+        return self.inner.register_step_post_hook(hook)
+
+    def register_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> Any:
+        return self.inner.register_state_dict_pre_hook(hook, prepend=prepend)
+
+    def register_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> Any:
+        return self.inner.register_state_dict_post_hook(hook, prepend=prepend)
+
+    def register_load_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> Any:
+        return self.inner.register_load_state_dict_pre_hook(hook, prepend=prepend)
+
+    def register_load_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> Any:
+        return self.inner.register_load_state_dict_post_hook(hook, prepend=prepend)
+
+    def __repr__(self) -> str:
+        return f"PrivateOptimizer({self.inner!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise ConfigurationError(
+            "a private optimizer cannot be pickled or copied: it belongs to one engine. Save optimizer.state_dict(), or "
+            "use engine.save_checkpoint()."
+        )
+
+    # The step
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float | Tensor] | None = None) -> float | Tensor | None:  # type: ignore[override]
+        """Release the pending gradient, then step.
+
+        Args:
+            closure: evaluates the loss and calls backward, once.
+
+        Returns:
+            What the closure returned.
+        """
+        loss: float | Tensor | None = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if self._held:
+            self._accumulating = True
+            return loss
+        self._release()
+        self._accumulating = False
+        self._releasing = True
+        try:
+            self.inner.step()
+        finally:
+            self._releasing = False
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Throw away pending gradients; nothing happens within a logical batch that is being accumulated."""
+        if self._accumulating:
+            return
+        self.inner.zero_grad(set_to_none)
+        self._forget()
+
+    def hold_release(self, hold: bool) -> None:
+        """Say whether the coming ``step()`` ends a physical batch only, and so releases nothing."""
+        self._held = hold
+
+    def discard_pending(self) -> None:
+        """Throw away an unfinished logical batch."""
+        self._accumulating = False
+        self._held = False
+        self.zero_grad()
+
+    def detach(self) -> None:
+        self._guard.remove()
+
+    @property
+    def parameters(self) -> Iterable[Tensor]:
+        return (p for group in self.param_groups for p in group["params"])

@@ -1,0 +1,97 @@
+"""A contact: one torch call in which the batch meets trainable parameters."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from tacit.errors import LayoutError, MixingError, NoRuleError
+from tacit.uses import Layout, Use
+
+
+class Slot(ABC):
+    """Takes the uses of one parameter. Rules record here, in their backward, and know nothing else of it."""
+
+    @abstractmethod
+    def record(self, use: Use) -> None:
+        """Hand over the per-sample gradients of one call; samples with respect to the summed loss."""
+
+
+class Contact(ABC):
+    """What a rule may know of the call it handles.
+
+    Attributes:
+        function: the torch function that was called.
+        carrier: a scalar that every rule passes to its autograd function as first input and to which it returns
+            None: it makes autograd run the clipping after the rule's backward.
+    """
+
+    function: Callable[..., Any]
+    carrier: Tensor
+
+    @abstractmethod
+    def layout(self, value: object) -> Layout | None:
+        """Return where the samples are in ``value``; None if it does not depend on the batch."""
+
+    @abstractmethod
+    def slot(self, value: object) -> Slot | None:
+        """Return where to record uses of ``value``; None if it is not a trainable private parameter."""
+
+    @abstractmethod
+    def before_expansion(self, value: Tensor, dim: int) -> Tensor:
+        """Undo an ``expand`` of a parameter along ``dim``: return the tensor of size 1 there, or ``value``."""
+
+    @abstractmethod
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a torch function as if the module had: rules that rewrite a call into others use this."""
+
+    @abstractmethod
+    def where(self) -> str:
+        """Name the module and the parameters of this call, for errors."""
+
+    def batch_layout(self, value: Tensor, *, features: int = 0) -> Layout:
+        """Return the layout of the batch tensor ``value``, whose last ``features`` dimensions are features.
+
+        Raises:
+            NoRuleError: ``value`` does not depend on the batch, so this rule does not fit.
+            MixingError: the samples lie in a feature dimension, so that the call mixes them.
+        """
+        layout = self.layout(value)
+        if layout is None:
+            self.refuse("the operand that depends on the batch is not where the rule expects it")
+        if layout.dim >= value.dim() - features:
+            raise MixingError(
+                f"{self.where()}: the batch lies in dimension {layout.dim} of an input of shape {tuple(value.shape)}, "
+                "which this call mixes, so samples have no gradient of their own. Check batch_first, or give "
+                "the input a batch dimension in front."
+            )
+        return layout
+
+    def refuse(self, reason: str) -> NoReturn:
+        raise NoRuleError(
+            f"No rule for {self.where()}: {reason}. Its gradient would be released unclipped. "
+            "Freeze the parameter, rewrite the call, or register a rule: see docs/rules.md."
+        )
+
+
+class UnknownLayoutError(LayoutError):
+    """The batch dimension was lost on the way to a parameter."""
+
+
+def detached(value: Tensor | None) -> Tensor | None:
+    """The value of a parameter without its graph: rules return its gradient through slots, never natively."""
+    return None if value is None else value.detach()
+
+
+def refuse_double_backward() -> None:
+    """Raise if a rule's backward is itself being recorded (``create_graph=True``)."""
+    if torch.is_grad_enabled():
+        raise NoRuleError(
+            "backward(create_graph=True) went through a private model. Second derivatives with respect to its "
+            "parameters would bypass the clipping. Compute gradient penalties on a detached copy of the model, or "
+            "leave the term out."
+        )

@@ -1,0 +1,97 @@
+"""Look-ups in a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tacit.errors import ConfigurationError
+from tacit.rules.contact import Contact, Slot, refuse_double_backward
+from tacit.rules.registry import rule_for
+from tacit.uses import Gather, Layout
+
+
+class EmbeddingFunction(torch.autograd.Function):
+    """``y = weight[ids]``; the row ``padding_idx`` gets no gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        carrier: Tensor,
+        ids: Tensor,
+        weight: Tensor,
+        padding_idx: int | None,
+        by_frequency: bool,
+        layout: Layout,
+        slot: Slot,
+    ) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.settings = weight.shape, padding_idx, by_frequency, layout, slot
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[None, ...]:  # type: ignore[override]
+        refuse_double_backward()
+        (ids,) = ctx.saved_tensors
+        (rows, width), padding_idx, by_frequency, layout, slot = ctx.settings
+        ids = layout.split(ids).reshape(layout.samples, -1)
+        g = layout.rows_of(g)
+        if padding_idx is not None:
+            g = g.masked_fill((ids == padding_idx)[:, :, None], 0)
+        if by_frequency:
+            g = g / _counts(ids)[:, :, None].to(g.dtype)
+        slot.record(Gather(ids, g, rows))
+        return (None,) * 7
+
+
+def _counts(ids: Tensor) -> Tensor:
+    """How often each id occurs in its own sample: the frequency in a batch of one, never across samples."""
+    ordered, order = ids.sort(dim=1)
+    low = torch.searchsorted(ordered, ordered, side="left")
+    high = torch.searchsorted(ordered, ordered, side="right")
+    return torch.zeros_like(ids).scatter_(1, order, high - low)
+
+
+@rule_for(F.embedding)
+def embedding(
+    contact: Contact,
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,  # noqa: ARG001  the noise makes every gradient dense
+) -> Tensor:
+    if max_norm is not None:
+        raise ConfigurationError(
+            f"{contact.where()}: max_norm={max_norm} (norm_type={norm_type}) rewrites the rows that the batch looks "
+            "up, outside the noise, so the table would reveal which rows were used. Set max_norm=None."
+        )
+    slot = contact.slot(weight)
+    if slot is None or contact.layout(weight) is not None:
+        contact.refuse("the table itself comes from the batch")
+    layout = contact.batch_layout(input)
+    if padding_idx is not None and padding_idx < 0:
+        padding_idx += weight.shape[0]
+    y: Tensor = EmbeddingFunction.apply(  # type: ignore[no-untyped-call]
+        contact.carrier, input, weight.detach(), padding_idx, scale_grad_by_freq, layout, slot
+    )
+    return y
+
+
+@rule_for(Tensor.__getitem__)
+def getitem(contact: Contact, input: Tensor, index: Any) -> Tensor:
+    """``table[ids]`` with ids from the batch, as relative position biases are read."""
+    if not isinstance(index, Tensor) or index.is_floating_point() or index.dtype in (torch.bool, torch.uint8):
+        contact.refuse(f"indexing a parameter with {type(index).__name__} from the batch")
+    if contact.slot(input) is None or contact.layout(index) is None:
+        contact.refuse("indexing in which parameter and batch have changed places")
+    size = input.shape[0]
+    table = contact.call(torch.flatten, input, 1) if input.dim() > 1 else contact.call(torch.unsqueeze, input, 1)
+    ids = contact.call(torch.remainder, index, size)
+    picked = contact.call(F.embedding, ids, table)
+    return contact.call(torch.reshape, picked, (*index.shape, *input.shape[1:]))  # type: ignore[no-any-return]

@@ -1,0 +1,125 @@
+"""Matrix products of the batch with a weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tacit.rules.broadcast import broadcast
+from tacit.rules.contact import Contact, Slot, detached, refuse_double_backward
+from tacit.rules.registry import rule_for
+from tacit.uses import DEFAULT_COSTS, Dense, Layout, Outer, Use
+
+
+class LinearFunction(torch.autograd.Function):
+    """``y = x Wᵀ + bias``, or ``y = x W + bias`` if ``flipped``; W is p × d (d × p if flipped)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        carrier: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        flipped: bool,
+        layout: Layout,
+        weight_slot: Slot | None,
+        bias_slot: Slot | None,
+    ) -> Tensor:
+        y = F.linear(x, weight.t() if flipped else weight, bias)
+        # Under autocast the product ran in y's type: keep what it read, not what it was given.
+        ctx.save_for_backward(x.to(y.dtype), weight.to(y.dtype))
+        ctx.settings = flipped, layout, weight_slot, bias_slot, x.dtype
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        refuse_double_backward()
+        x, weight = ctx.saved_tensors
+        flipped, layout, weight_slot, bias_slot, dtype = ctx.settings
+        if weight_slot is not None:
+            weight_slot.record(outer_use(layout.rows_of(x), layout.rows_of(g), weight.shape, flipped=flipped))
+        if bias_slot is not None:
+            bias_slot.record(Dense(layout.rows_of(g).sum(1)))
+        gradient = None
+        if ctx.needs_input_grad[1]:
+            gradient = (g @ (weight.t() if flipped else weight)).to(dtype)
+        return None, gradient, None, None, None, None, None, None
+
+
+def outer_use(a: Tensor, g: Tensor, shape: torch.Size, *, flipped: bool = False) -> Use:
+    """Return the use of ``sum_t g[b, t] ⊗ a[b, t]``, dense at once where that is cheaper than Gram matrices."""
+    use = Outer(a, g, shape, flipped=flipped)
+    positions, inputs, outputs = a.shape[1], a.shape[2], g.shape[2]
+    if positions > 1 and DEFAULT_COSTS.stores_outer(use.samples, positions, inputs, outputs, a.element_size()):
+        return Dense(use.dense())
+    return use
+
+
+def apply_linear(contact: Contact, x: Tensor, weight: Tensor, bias: Tensor | None, *, flipped: bool) -> Tensor:
+    if weight.dim() != 2:
+        contact.refuse(f"a weight of {weight.dim()} dimensions in a linear call")
+    if contact.layout(weight) is not None or contact.layout(bias) is not None:
+        contact.refuse("weight and bias come from the batch in part")
+    layout = contact.batch_layout(x, features=1)
+    slots = contact.slot(weight), contact.slot(bias)
+    y: Tensor = LinearFunction.apply(  # type: ignore[no-untyped-call]
+        contact.carrier, x, weight.detach(), detached(bias), flipped, layout, *slots
+    )
+    return y
+
+
+@rule_for(F.linear)
+def linear(contact: Contact, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return apply_linear(contact, input, weight, bias, flipped=False)
+
+
+@rule_for(torch.addmm, Tensor.addmm)
+def addmm(
+    contact: Contact, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1
+) -> Tensor:
+    """``beta·input + alpha·mat1 mat2``; with the batch in mat1 this is a linear layer (Hugging Face's Conv1D)."""
+    plain = beta == 1 and alpha == 1 and input.dim() == 1
+    if plain and contact.layout(mat1) is not None and contact.layout(input) is None:
+        return apply_linear(contact, mat1, mat2, input, flipped=True)
+    product = contact.call(torch.matmul, mat1, mat2)
+    product = product if alpha == 1 else contact.call(torch.mul, product, alpha)
+    if beta == 0:
+        return product  # type: ignore[no-any-return]
+    scaled = input if beta == 1 else contact.call(torch.mul, input, beta)
+    return contact.call(torch.add, product, scaled)  # type: ignore[no-any-return]
+
+
+@rule_for(
+    torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm, torch.bmm, Tensor.bmm, torch.mv, Tensor.mv
+)
+def matmul(contact: Contact, input: Tensor, other: Tensor) -> Tensor:
+    """``input @ other`` with the batch on either side."""
+    layout = contact.layout(input)
+    if layout is None:
+        return _weight_on_the_left(contact, input, other)
+    if other.dim() == 1:
+        column = contact.call(torch.unsqueeze, other, 1)
+        return contact.call(torch.squeeze, contact.call(torch.matmul, input, column), -1)  # type: ignore[no-any-return]
+    if other.dim() == 2 and input.dim() >= 2:
+        return apply_linear(contact, input, other, None, flipped=True)
+    return broadcast(contact, contact.function, (input, other), {}, trailing=2)  # type: ignore[no-any-return]
+
+
+def _weight_on_the_left(contact: Contact, weight: Tensor, x: Tensor) -> Tensor:
+    if weight.dim() == 2 and x.dim() == 2:
+        # W (p, d) @ x (d, B): a linear layer on xᵀ.
+        y = contact.call(F.linear, contact.call(torch.t, x), weight)
+        return contact.call(torch.t, y)  # type: ignore[no-any-return]
+    if weight.dim() == 1 or x.dim() < 3:
+        contact.refuse(f"a product of a weight {tuple(weight.shape)} with a batch {tuple(x.shape)} on its right")
+    return broadcast(contact, contact.function, (weight, x), {}, trailing=2)  # type: ignore[no-any-return]
+
+
+@rule_for(Tensor.__rmatmul__)
+def rmatmul(contact: Contact, input: Tensor, other: Tensor) -> Tensor:
+    """``Tensor.__rmatmul__(input, other)`` is ``other @ input``."""
+    return contact.call(torch.matmul, other, input)  # type: ignore[no-any-return]

@@ -1,0 +1,125 @@
+"""The link between loader and optimizer: every drawn batch is released at most once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tacit.errors import SamplingError
+
+_NOTHING_DRAWN = (
+    "This step would release a gradient although nothing was drawn from the private loader: "
+    "the original DataLoader was iterated, or a batch made by hand. It would be accounted as if "
+    "it had been sampled, and epsilon would not cover it. Iterate the loader that make_private returned."
+)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One logical batch, as the private loader drew it.
+
+    Attributes:
+        index: how many logical batches this log saw before (0 for the first).
+        epoch: which iteration over the loader it belongs to (1 for the first).
+        records: how many records the logical batch has (0 for an empty Poisson batch).
+    """
+
+    index: int
+    epoch: int
+    records: int
+
+
+class DrawLog:
+    """Which draws the pending gradient was made of, and which were released.
+
+    The accountants' theorems (see :mod:`tacit.accounting`) take each drawn batch as the input of one
+    release. The loader reports what it hands out (:meth:`drawn`, :meth:`physical`), the engine what it
+    differentiates (:meth:`used`) and clears (:meth:`discard`), the optimizer what it releases
+    (:meth:`take`). A batch that is drawn and never differentiated, as in an evaluation pass,
+    contributes to nothing.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._current: Draw | None = None
+        self._contributions: list[Draw] = []
+        # Only indices that can still be taken: those of the contributions and of the current draw.
+        self._released: set[int] = set()
+        self._undrawn_contribution = False
+        self._physical_records = 0
+
+    @property
+    def current(self) -> Draw | None:
+        """The logical batch handed out last, or None before the first."""
+        return self._current
+
+    @property
+    def current_released(self) -> bool:
+        """Whether the current draw has been released."""
+        return self._current is not None and self._current.index in self._released
+
+    @property
+    def physical_records(self) -> int:
+        """How many records the physical batch now at hand has (0 before the first)."""
+        return self._physical_records
+
+    def drawn(self, records: int, epoch: int) -> None:
+        """The loader hands out a new logical batch of ``records`` records."""
+        self._current = Draw(self._count, epoch, records)
+        self._count += 1
+        self._physical_records = records
+        self._forget_unreachable()
+
+    def physical(self, records: int) -> None:
+        """The loader hands out ``records`` records of the current logical batch."""
+        self._physical_records = records
+
+    def used(self, fresh: bool) -> None:
+        """A private backward ran on the current draw.
+
+        Args:
+            fresh: the gradients were empty before it, so that earlier contributions are gone.
+        """
+        if fresh:
+            self.discard()
+        if self._current is None:
+            self._undrawn_contribution = True
+        elif self._current not in self._contributions:
+            self._contributions.append(self._current)
+
+    def take(self) -> tuple[Draw, ...]:
+        """The draws that one release consumes; they cannot be released again.
+
+        Returns:
+            The draws that contributed to the pending gradient, oldest first. Where none is pending
+            (no backward ran since, a noise-only step), the current draw alone.
+
+        Raises:
+            SamplingError: nothing was drawn from the private loader, or a draw was released before.
+        """
+        if self._current is None or self._undrawn_contribution:
+            raise SamplingError(_NOTHING_DRAWN)
+        draws: Sequence[Draw] = self._contributions
+        if all(draw.index in self._released for draw in draws) and self._current not in draws:
+            draws = [self._current]
+        for draw in draws:
+            if draw.index in self._released:
+                raise SamplingError(
+                    f"Draw {draw.index} (epoch {draw.epoch}) was released already: "
+                    "two optimizer steps on one batch; draw a new batch for each step. The same happens if "
+                    "the original DataLoader was iterated, or a batch made by hand (iterate the loader that "
+                    "make_private returned), or if gradients were not cleared after the last step (call "
+                    "optimizer.zero_grad()). A second release of one draw is not covered by epsilon."
+                )
+        self._released.update(draw.index for draw in draws)
+        return tuple(draws)
+
+    def discard(self) -> None:
+        """Forget what contributed: the pending gradient was thrown away."""
+        self._contributions = []
+        self._undrawn_contribution = False
+        self._forget_unreachable()
+
+    def _forget_unreachable(self) -> None:
+        reachable = {draw.index for draw in self._contributions}
+        if self._current is not None:
+            reachable.add(self._current.index)
+        self._released &= reachable

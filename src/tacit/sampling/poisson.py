@@ -1,0 +1,120 @@
+"""Poisson sampling: every record joins every batch by an independent coin."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from tacit.accounting.events import PoissonRelease, Release, checked_count
+from tacit.errors import ConfigurationError, SamplingError
+from tacit.sampling.base import Sampling
+from tacit.sampling.draws import Draw
+from tacit.sampling.source import check_source
+
+_BITS = 63
+
+
+def inclusion_threshold(sample_rate: float) -> int:
+    """floor(sample_rate * 2**63), exactly: a record is drawn when its 63 random bits are below it.
+
+    P(include) = threshold / 2**63 is at most ``sample_rate`` and less than 2**-63 below it. The
+    amplified epsilon grows with the rate, so rounding down keeps the reported epsilon a bound.
+    (Comparing float32 uniforms instead, of 24 bits, is off by 20 % at a rate of 1e-7.)
+    """
+    return math.floor(math.ldexp(sample_rate, _BITS))
+
+
+@dataclass(frozen=True)
+class PoissonSampling(Sampling):
+    """Each of ``records`` records joins each batch independently with probability ``sample_rate``.
+
+    Amplification by this scheme: Abadi et al. 2016 (arXiv:1607.00133), Mironov et al. 2019
+    (arXiv:1908.10530). Batch sizes vary, and a batch may be empty; both must be trained on as drawn.
+
+    Attributes:
+        records: number of records in the dataset, at least 1.
+        sample_rate: inclusion probability, in (0, 1].
+        steps_per_epoch: batches per epoch, at least 1.
+
+    Raises:
+        ConfigurationError: a value outside these ranges.
+    """
+
+    records: int
+    sample_rate: float
+    steps_per_epoch: int
+
+    def __post_init__(self) -> None:
+        checked_count("records", self.records)
+        checked_count("steps_per_epoch", self.steps_per_epoch)
+        if not 0.0 < self.sample_rate <= 1.0:
+            raise ConfigurationError(
+                f"sample_rate is {self.sample_rate!r}; it is the probability that a record joins a batch. "
+                "Pass a number above 0 and at most 1, such as 1 / len(loader)."
+            )
+
+    @classmethod
+    def from_loader(cls, loader: DataLoader[Any]) -> "PoissonSampling":
+        """The Poisson sampling that replaces an ordinary loader.
+
+        sample_rate = 1 / len(loader) and steps_per_epoch = len(loader), so that a record is met once
+        per epoch in expectation; the expected batch is records / len(loader).
+
+        Raises:
+            SamplingError: see :func:`tacit.sampling.check_source`.
+        """
+        records = check_source(loader, poisson=True)
+        steps = len(loader)
+        return cls(records=records, sample_rate=1.0 / steps, steps_per_epoch=steps)
+
+    @property
+    def expected_batch_size(self) -> float:
+        """records * sample_rate."""
+        if self.sample_rate == 1.0 / self.steps_per_epoch:
+            # Spares the double rounding of records * (1 / steps).
+            return self.records / self.steps_per_epoch
+        return self.records * self.sample_rate
+
+    @property
+    def amplified(self) -> bool:
+        """True, unless every record joins every batch."""
+        return self.sample_rate < 1.0
+
+    @property
+    def description(self) -> str:
+        """One sentence for a privacy statement."""
+        claim = "is claimed" if self.amplified else "is not claimed, as the rate is 1"
+        return (
+            f"Poisson sampling: each of {self.records} records joins each batch independently with "
+            f"probability {self.sample_rate:.6g}; privacy amplification by sampling {claim}, "
+            "and neighbouring datasets differ by adding or removing one record."
+        )
+
+    def batches(self, generator: torch.Generator) -> Iterator[list[int]]:
+        """``steps_per_epoch`` independent batches of ascending indices; order carries nothing."""
+        threshold = inclusion_threshold(self.sample_rate)
+        for _ in range(self.steps_per_epoch):
+            if threshold == 1 << _BITS:  # does not fit an int64 comparison
+                yield list(range(self.records))
+                continue
+            bits = torch.empty(self.records, dtype=torch.int64).random_(generator=generator)
+            batch: list[int] = (bits < threshold).nonzero().flatten().tolist()
+            yield batch
+
+    def event(self, noise_multiplier: float, draws: Sequence[Draw]) -> Release:
+        """A Poisson release of as many draws as contributed.
+
+        Raises:
+            SamplingError: ``draws`` is empty.
+        """
+        if not draws:
+            raise SamplingError(
+                "A release names no draw, so nothing says what it was computed from and it cannot be "
+                "accounted. Pass what DrawLog.take() returned."
+            )
+        return PoissonRelease(
+            noise_multiplier=noise_multiplier, sample_rate=self.sample_rate, draws=len(draws)
+        )

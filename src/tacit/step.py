@@ -1,0 +1,216 @@
+"""The proof, in one place.
+
+For one logical batch drawn by a sampler with a known accounting event:
+
+1. ``clip``: each sample's gradient g_i over all private parameters is multiplied by a factor f_i that depends on
+   g_i's norm alone, so that ‖f_i g_i‖ ≤ C, the policy's sensitivity. Samples that are not finite get the factor 0.
+2. Sums of f_i g_i over the physical batches accumulate in ``.grad``; adding or removing one record changes the total
+   by at most C. The leak guard holds that nothing else is in ``.grad``.
+3. ``Releaser``: one event is recorded, then noise of standard deviation σ·C is added to every parameter, once, and
+   the result is divided by a public constant. What the user's optimizer sees is the output of a Gaussian mechanism.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tacit.accounting import Accountant
+from tacit.capture import Pass
+from tacit.clipping import ClippingPolicy
+from tacit.errors import PrivacyError
+from tacit.mechanisms import NoiseSource, add_gaussian_noise
+from tacit.plan import PrivacyPlan
+from tacit.sampling import DrawLog
+from tacit.uses import Dense, Use, join
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """Step 1 for one physical batch of B samples.
+
+    Attributes:
+        norms: ``(B,)``, float64: each sample's gradient norm, before clipping.
+        finite: ``(B,)``, bool: which samples have finite gradients; the others contribute nothing.
+        by_name: for each parameter, ``(B,)``: what its per-sample gradients are multiplied by.
+        sensitivity: the bound C that these factors keep.
+        clipped: how many samples were scaled down.
+    """
+
+    norms: Tensor
+    finite: Tensor
+    by_name: Mapping[str, Tensor]
+    sensitivity: float
+
+    @property
+    def clipped(self) -> int:
+        return int((self.norms[self.finite] > self.sensitivity).sum())
+
+
+def clipping_factors(
+    squares: Mapping[str, Tensor], policy: ClippingPolicy, *, scale: float, dummy: bool, like: Tensor, samples: int
+) -> Factors:
+    """Turn squared norms into factors.
+
+    Args:
+        squares: for each parameter, ``(B,)``: squared norms of recorded per-sample gradients.
+        policy: the clipping policy.
+        scale: what recorded gradients must be multiplied by to be those of single samples (undoes a mean).
+        dummy: the only sample stands in for an empty batch.
+        like: any tensor on the right device.
+        samples: B.
+    """
+    if not squares:
+        zeros = torch.zeros(samples, dtype=torch.float64, device=like.device)
+        return Factors(zeros, torch.ones_like(zeros, dtype=torch.bool), {}, policy.sensitivity)
+    norms = torch.stack(list(squares.values())).clamp(min=0).sqrt() * scale
+    total = torch.linalg.vector_norm(norms, dim=0)
+    finite = torch.isfinite(total)
+    factors = policy.factors(torch.where(finite, norms, 0.0)) * scale
+    kept = finite & (not dummy)
+    factors = torch.where(kept, factors, 0.0)
+    return Factors(total, finite, dict(zip(squares, factors, strict=True)), policy.sensitivity)
+
+
+class ClippedUses:
+    """Clipped sums, formed one parameter at a time as the gates ask for them."""
+
+    def __init__(self, uses: dict[str, Use], factors: Factors) -> None:
+        self._uses = uses
+        self._factors = factors
+
+    def sum(self, name: str) -> Tensor | None:
+        use = self._uses.pop(name, None)
+        return None if use is None else use.weighted_sum(self._factors.by_name[name])
+
+
+class Observer(Protocol):
+    """Is told what each backward clipped; the engine's statistics."""
+
+    def clipped(self, run: Pass, factors: Factors, uses: Mapping[str, Use], scale: float) -> None: ...
+
+
+class Clipper:
+    """Step 1: from the uses of one backward to clipped sums.
+
+    Args:
+        plan: returns the plan in force.
+        observer: is told of every clipped batch.
+        keep_dense: form and keep whole per-sample gradients (``grad_sample_mode="hooks"``).
+    """
+
+    def __init__(self, plan: Callable[[], PrivacyPlan], observer: Observer, *, keep_dense: bool) -> None:
+        self._plan = plan
+        self._observer = observer
+        self._keep_dense = keep_dense
+
+    def scale(self, run: Pass) -> float:
+        """A loss that is the mean over B samples has per-sample gradients B times too small."""
+        return float(run.samples) if self._plan().loss_reduction == "mean" else 1.0
+
+    def __call__(self, run: Pass, recorded: Mapping[str, list[Use]]) -> ClippedUses:
+        uses = {name: join(several) for name, several in recorded.items()}
+        if self._keep_dense:
+            uses = {name: Dense(use.dense()) for name, use in uses.items()}
+        factors = self.factors(run, {name: use.squared_norms() for name, use in uses.items()})
+        if not bool(factors.finite.all()):
+            uses = {name: use.without(~factors.finite) for name, use in uses.items()}
+        self.observe(run, factors, uses)
+        return ClippedUses(uses, factors)
+
+    def observe(self, run: Pass, factors: Factors, uses: Mapping[str, Use]) -> None:
+        self._observer.clipped(run, factors, uses, self.scale(run))
+
+    def factors(self, run: Pass, squares: Mapping[str, Tensor]) -> Factors:
+        like = next(iter(squares.values()), torch.zeros(()))
+        return clipping_factors(
+            squares,
+            self._plan().policy,
+            scale=self.scale(run),
+            dummy=run.dummy,
+            like=like,
+            samples=run.samples,
+        )
+
+
+class Gradients(Protocol):
+    """Whoever watches ``.grad`` between backward and release."""
+
+    @property
+    def broken(self) -> bool: ...
+
+    def check_untouched(self, name: str, gradient: Tensor) -> None: ...
+
+    def accept(self, name: str, gradient: Tensor) -> None: ...
+
+
+class Releaser:
+    """Step 3: one event, one noise, one division, for one logical batch.
+
+    Args:
+        plan: returns the plan in force.
+        parameters: the private parameters by name.
+        gradients: the leak guard.
+        draws: what the loader drew.
+        noise: the noise source.
+        accountant: records the event.
+    """
+
+    def __init__(
+        self,
+        plan: Callable[[], PrivacyPlan],
+        parameters: Mapping[str, nn.Parameter],
+        gradients: Gradients,
+        draws: DrawLog,
+        noise: NoiseSource,
+        accountant: Accountant,
+    ) -> None:
+        self._plan = plan
+        self._parameters = parameters
+        self._gradients = gradients
+        self._draws = draws
+        self._noise = noise
+        self._accountant = accountant
+        self._pending = 0.0
+
+    def clipped_to(self, sensitivity: float) -> None:
+        """A physical batch was clipped to this bound; the noise covers the largest of a logical batch."""
+        self._pending = max(self._pending, sensitivity)
+
+    def forget(self) -> None:
+        """The pending sum was thrown away."""
+        self._pending = 0.0
+
+    def __call__(self) -> None:
+        """Release the pending sum.
+
+        Raises:
+            PrivacyError: what is in ``.grad`` is not a clipped sum; nothing was released.
+            SamplingError: no batch was drawn for this release; nothing was released.
+        """
+        plan = self._plan()
+        trainable = {name: p for name, p in self._parameters.items() if p.requires_grad}
+        self._check(trainable)
+        draws = self._draws.take()
+        self._accountant.record(plan.sampling.event(plan.noise_multiplier, draws))
+        std = plan.noise_multiplier * (self._pending or plan.policy.sensitivity)
+        divisor = plan.divisor(len(draws))
+        for name, parameter in trainable.items():
+            total = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+            parameter.grad = add_gaussian_noise(total.detach(), std=std, divisor=divisor, noise=self._noise)
+            self._gradients.accept(name, parameter.grad)
+        self.forget()
+
+    def _check(self, trainable: Mapping[str, nn.Parameter]) -> None:
+        if self._gradients.broken:
+            raise PrivacyError(
+                "the last backward() failed, so what it left in .grad is not a clipped sum. Call "
+                "optimizer.zero_grad() and run the batch again."
+            )
+        for name, parameter in trainable.items():
+            if parameter.grad is not None:
+                self._gradients.check_untouched(name, parameter.grad)

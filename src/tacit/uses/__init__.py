@@ -1,0 +1,11 @@
+"""Uses of parameters: exact per-sample norms, clipped sums and dense gradients, in the cheapest form."""
+
+from tacit.uses.base import Use
+from tacit.uses.cost import DEFAULT_COSTS, CostModel
+from tacit.uses.dense import Dense
+from tacit.uses.gather import Gather
+from tacit.uses.join import join
+from tacit.uses.layout import Layout
+from tacit.uses.outer import Outer
+
+__all__ = ["DEFAULT_COSTS", "CostModel", "Dense", "Gather", "Layout", "Outer", "Use", "join"]

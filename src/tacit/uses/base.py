@@ -1,0 +1,49 @@
+"""What a *use* of a parameter is: one call's contribution to each sample's gradient.
+
+Index convention: ``b`` sample, ``t`` position, ``d`` input feature, ``p`` output feature, ``v`` table row.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+
+class Use(ABC):
+    """The per-sample gradients ``G[b]`` of one parameter, kept in whatever form is cheapest.
+
+    Attributes:
+        samples: number of samples ``B``.
+        shape: shape of the parameter, so that ``G`` has the shape ``(B, *shape)``.
+    """
+
+    samples: int
+    shape: torch.Size
+
+    @abstractmethod
+    def squared_norms(self) -> Tensor:
+        """Return ``sum(G[b]**2)`` for each sample: shape ``(B,)``, float64."""
+
+    @abstractmethod
+    def weighted_sum(self, factors: Tensor) -> Tensor:
+        """Return ``sum_b factors[b] * G[b]``, of the parameter's shape."""
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """Return ``G`` itself: shape ``(B, *shape)``."""
+
+    @abstractmethod
+    def without(self, dropped: Tensor) -> Use:
+        """Return the use with the samples of the boolean mask ``dropped`` (B,) set to exact zeros."""
+
+    @abstractmethod
+    def transposed(self) -> Use:
+        """Return the use of the 2-d parameter's transpose."""
+
+
+def zero_samples(values: Tensor, dropped: Tensor) -> Tensor:
+    """Set whole samples to zero by selection: a product would keep their NaN and infinities."""
+    mask = dropped.reshape(-1, *[1] * (values.dim() - 1))
+    return values.masked_fill(mask, 0)

@@ -1,0 +1,33 @@
+"""A use that holds its per-sample gradients as they are."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tacit.uses.base import Use, zero_samples
+from tacit.uses.numerics import sample_squares, wide
+
+
+class Dense(Use):
+    """``G`` itself, of shape ``(B, *shape)``: for biases, normalization, scales, and small weights."""
+
+    def __init__(self, gradients: Tensor) -> None:
+        self.gradients = gradients
+        self.samples = gradients.shape[0]
+        self.shape = gradients.shape[1:]
+
+    def squared_norms(self) -> Tensor:
+        return sample_squares(self.gradients)
+
+    def weighted_sum(self, factors: Tensor) -> Tensor:
+        rows = wide(self.gradients).reshape(self.samples, -1)
+        return rows.t().mv(factors.to(rows.dtype)).view(self.shape)
+
+    def dense(self) -> Tensor:
+        return self.gradients
+
+    def without(self, dropped: Tensor) -> Use:
+        return Dense(zero_samples(self.gradients, dropped))
+
+    def transposed(self) -> Use:
+        return Dense(self.gradients.transpose(1, 2))

@@ -1,0 +1,55 @@
+"""The use of a table that is read by row: ``G[b][v] = sum over the t with ids[b, t] = v of g[b, t]``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tacit.uses.base import Use, zero_samples
+from tacit.uses.dense import Dense
+from tacit.uses.numerics import sample_squares, wide
+
+
+class Gather(Use):
+    """Row numbers ``ids`` (B, T) and output gradients ``g`` (B, T, d) of a look-up in a table (V, d)."""
+
+    def __init__(self, ids: Tensor, g: Tensor, rows: int) -> None:
+        self.ids = ids
+        self.g = g
+        self.samples = ids.shape[0]
+        self.shape = torch.Size((rows, g.shape[2]))
+
+    def segments(self) -> tuple[Tensor, Tensor]:
+        """Return the distinct rows of each sample and their summed gradients.
+
+        Returns:
+            ``ids`` (B, T), sorted, and ``sums`` (B, T, d): ``sums[b, k]`` belongs to ``b``'s k-th *distinct*
+            row; the places past the last distinct row are zero. No tensor of the table's size is formed.
+        """
+        ids, order = self.ids.sort(dim=1)
+        g = wide(self.g).gather(1, order[:, :, None].expand_as(self.g))
+        starts = torch.ones_like(ids, dtype=torch.bool)
+        starts[:, 1:] = ids[:, 1:] != ids[:, :-1]
+        segment = starts.cumsum(1) - 1
+        sums = torch.zeros_like(g).scatter_add_(1, segment[:, :, None].expand_as(g), g)
+        return ids, sums
+
+    def squared_norms(self) -> Tensor:
+        return sample_squares(self.segments()[1])
+
+    def weighted_sum(self, factors: Tensor) -> Tensor:
+        g = wide(self.g)
+        g = g * factors.to(g.dtype)[:, None, None]
+        total = torch.zeros(self.shape, dtype=g.dtype, device=g.device)
+        return total.index_add_(0, self.ids.flatten(), g.flatten(0, 1))
+
+    def dense(self) -> Tensor:
+        g = wide(self.g)
+        total = torch.zeros((self.samples, *self.shape), dtype=g.dtype, device=g.device)
+        return total.scatter_add_(1, self.ids[:, :, None].expand_as(g), g)
+
+    def without(self, dropped: Tensor) -> Use:
+        return Gather(self.ids, zero_samples(self.g, dropped), self.shape[0])
+
+    def transposed(self) -> Use:
+        return Dense(self.dense().transpose(1, 2))

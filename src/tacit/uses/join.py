@@ -1,0 +1,96 @@
+"""Several uses of one parameter: a sample's gradient is their sum, so they are joined before any norm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tacit.uses.base import Use
+from tacit.uses.dense import Dense
+from tacit.uses.gather import Gather
+from tacit.uses.numerics import cancelled, sample_squares, wide
+from tacit.uses.outer import Outer
+
+
+class TableAndHead(Use):
+    """A table that is both looked up and multiplied: tied input embedding and output layer.
+
+    Norms come from ``‖E + H‖² = ‖E‖² + ‖H‖² + 2⟨E, H⟩``; the dense gradients (B, V, d) are never formed.
+    """
+
+    def __init__(self, table: Gather, head: Outer) -> None:
+        self.table = table
+        self.head = head
+        self.samples = table.samples
+        self.shape = table.shape
+
+    def squared_norms(self) -> Tensor:
+        table, head = self.table.squared_norms(), self.head.squared_norms()
+        squares = table + head + 2 * self._inner_products()
+        bound = (table.sqrt() + head.sqrt()).square()
+        doubtful = cancelled(squares, bound, wide(self.head.a).dtype)
+        if bool(doubtful.any()):
+            squares[doubtful] = sample_squares(self._part(doubtful).dense())
+        return squares
+
+    def _inner_products(self) -> Tensor:
+        # ⟨E, H⟩ = sum_{t,s} g_head[s, id_t] (g_table[t] · a[s])
+        a, g = wide(self.head.a), wide(self.head.g)
+        products = torch.bmm(a, wide(self.table.g).to(a.dtype).transpose(1, 2))
+        picked = g.gather(2, self.table.ids[:, None, :].expand(-1, g.shape[1], -1))
+        return products.mul_(picked).sum((1, 2), dtype=torch.float64)
+
+    def _part(self, chosen: Tensor) -> TableAndHead:
+        table = Gather(self.table.ids[chosen], self.table.g[chosen].double(), self.shape[0])
+        head = Outer(self.head.a[chosen].double(), self.head.g[chosen].double(), self.head.shape)
+        return TableAndHead(table, head)
+
+    def weighted_sum(self, factors: Tensor) -> Tensor:
+        return self.table.weighted_sum(factors) + self.head.weighted_sum(factors)
+
+    def dense(self) -> Tensor:
+        return self.table.dense() + self.head.dense()
+
+    def without(self, dropped: Tensor) -> Use:
+        table, head = self.table.without(dropped), self.head.without(dropped)
+        assert isinstance(table, Gather)
+        assert isinstance(head, Outer)
+        return TableAndHead(table, head)
+
+    def transposed(self) -> Use:
+        return Dense(self.dense().transpose(1, 2))
+
+
+def join(uses: Sequence[Use]) -> Use:
+    """Return one use whose ``G`` is the sum of the given ones'. All must have the same samples and shape."""
+    if len(uses) == 1:
+        return uses[0]
+    if all(isinstance(use, Gather) for use in uses):
+        return _join_gathers([use for use in uses if isinstance(use, Gather)])
+    outers = [use for use in uses if isinstance(use, Outer)]
+    if len(outers) == len(uses) and len({use.flipped for use in outers}) == 1:
+        return _join_outers(outers)
+    gathers = [use for use in uses if isinstance(use, Gather)]
+    heads = [use for use in outers if not use.flipped and len(use.shape) == 2]
+    if gathers and len(gathers) + len(heads) == len(uses):
+        return TableAndHead(_join_gathers(gathers), _join_outers(heads))
+    total = uses[0].dense()
+    for use in uses[1:]:
+        total = total + use.dense()
+    return Dense(total)
+
+
+def _join_outers(uses: Sequence[Outer]) -> Outer:
+    if len(uses) == 1:
+        return uses[0]
+    a, g = torch.cat([use.a for use in uses], 1), torch.cat([use.g for use in uses], 1)
+    return Outer(a, g, uses[0].shape, flipped=uses[0].flipped)
+
+
+def _join_gathers(uses: Sequence[Gather]) -> Gather:
+    if len(uses) == 1:
+        return uses[0]
+    ids, g = torch.cat([use.ids for use in uses], 1), torch.cat([use.g for use in uses], 1)
+    return Gather(ids, g, uses[0].shape[0])

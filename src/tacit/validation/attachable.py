@@ -1,0 +1,81 @@
+"""May this model and this optimizer be made private? Found out before anything is touched."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from tacit.distributed import is_data_parallel, world_size
+from tacit.errors import ConfigurationError, MixingError
+
+
+def check_attachable(module: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:
+    """Return the parameters to be made private, by name: those that the optimizer steps.
+
+    Raises:
+        ConfigurationError: they are of the wrong kind, do not belong together, or are private already.
+        MixingError: batch normalization in train mode.
+        NotImplementedError: several processes.
+    """
+    if not isinstance(module, nn.Module):
+        raise ConfigurationError(f"module is a {type(module).__name__}, not an nn.Module.")
+    if not isinstance(optimizer, Optimizer):
+        raise ConfigurationError(f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer.")
+    _check_wrappers(module)
+    private = [name or "the model" for name, m in module.named_modules() if _is_private(m)]
+    if private:
+        raise ConfigurationError(
+            f"{private[0]} is private already: make_private() was called twice. Call detach() on the first engine."
+        )
+    _check_batch_norm(module)
+    return _private_parameters(module, optimizer)
+
+
+def _is_private(module: nn.Module) -> bool:
+    # An entrance is found by its type's name: the validation sits below the capture.
+    return type(module.__dict__.get("forward")).__qualname__ == "Entrance"
+
+
+def _check_wrappers(module: nn.Module) -> None:
+    if isinstance(module, nn.DataParallel):
+        raise ConfigurationError(
+            "nn.DataParallel runs copies of the model whose parameters are not the optimizer's. Pass the model inside."
+        )
+    if is_data_parallel(module) or world_size() > 1:
+        raise NotImplementedError(
+            "training in several processes is not supported yet: each would add noise of its own. Train in one."
+        )
+    if isinstance(module, torch._dynamo.OptimizedModule):
+        raise NotImplementedError("torch.compile is not supported yet. Pass the original model.")
+
+
+def _check_batch_norm(module: nn.Module) -> None:
+    found = [name for name, m in module.named_modules() if isinstance(m, _BatchNorm) and m.training]
+    if found:
+        raise MixingError(
+            f"batch normalization in train mode: {', '.join(found)}. It normalizes each sample with the others of its batch, "
+            "so no sample has a gradient of its own and clipping bounds nothing. Use GroupNorm or InstanceNorm, or put "
+            "these layers in eval() mode with running statistics from public data."
+        )
+
+
+def _private_parameters(module: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    known = {id(p) for p in module.parameters()}
+    foreign = len(stepped - known)
+    if foreign:
+        raise ConfigurationError(
+            f"{foreign} of the optimizer's {len(stepped)} parameter tensors are not the model's: they would be stepped without "
+            "clipping. Build the optimizer over this model's parameters (and build it after moving or wrapping the model)."
+        )
+    chosen = {name: p for name, p in module.named_parameters() if id(p) in stepped}
+    if not any(p.requires_grad for p in chosen.values()):
+        raise ConfigurationError("no parameter of the optimizer requires a gradient: there is nothing to train.")
+    for name, parameter in chosen.items():
+        if not parameter.is_floating_point() and parameter.requires_grad:
+            raise ConfigurationError(f"the parameter {name!r} is {parameter.dtype}: only real floating-point ones are trained.")
+        if parameter.grad is not None:
+            parameter.grad = None  # left over from before; never part of a release
+    return chosen

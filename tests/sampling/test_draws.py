@@ -1,0 +1,161 @@
+import pytest
+
+from tacit.errors import SamplingError
+from tacit.sampling import Draw, DrawLog
+
+
+@pytest.fixture
+def log() -> DrawLog:
+    return DrawLog()
+
+
+def test_one_draw_per_step(log):
+    for index, records in enumerate([3, 0, 5]):
+        log.drawn(records, epoch=1)
+        log.used(fresh=True)
+        assert log.take() == (Draw(index, 1, records),)
+        assert log.current_released
+
+
+def test_gradients_accumulated_over_draws(log):
+    log.drawn(3, 1)
+    log.used(fresh=True)
+    log.used(fresh=False)  # two backward passes on one draw count once
+    log.drawn(4, 1)
+    log.used(fresh=False)
+    assert log.take() == (Draw(0, 1, 3), Draw(1, 1, 4))
+
+
+def test_fresh_gradients_forget_earlier_contributions(log):
+    log.drawn(3, 1)
+    log.used(fresh=True)
+    log.drawn(4, 1)
+    log.used(fresh=True)
+    assert log.take() == (Draw(1, 1, 4),)
+
+
+def test_noise_only_step_takes_the_current_draw(log):
+    log.drawn(3, 1)
+    assert log.take() == (Draw(0, 1, 3),)
+    log.drawn(0, 1)
+    assert log.take() == (Draw(1, 1, 0),)
+
+
+def test_noise_only_step_after_a_release(log):
+    log.drawn(3, 1)
+    log.used(fresh=True)
+    log.take()
+    log.drawn(0, 1)
+    assert log.take() == (Draw(1, 1, 0),)
+
+
+def test_evaluation_pass_does_not_contribute(log):
+    log.drawn(3, 1)
+    log.used(fresh=True)
+    log.take()
+    for _ in range(4):
+        log.drawn(3, 2)
+    log.drawn(2, 3)
+    log.used(fresh=True)
+    assert log.take() == (Draw(5, 3, 2),)
+
+
+def test_evaluation_pass_between_backward_and_step(log):
+    log.drawn(3, 1)
+    log.used(fresh=True)
+    log.drawn(3, 2)
+    assert log.take() == (Draw(0, 1, 3),)
+    assert not log.current_released
+
+
+def test_discard(log):
+    log.drawn(3, 1)
+    log.used(fresh=True)
+    log.drawn(4, 1)
+    log.discard()
+    assert log.take() == (Draw(1, 1, 4),)
+
+
+def test_nothing_drawn_is_refused(log):
+    with pytest.raises(SamplingError, match="the original DataLoader was iterated, or a batch made by hand"):
+        log.take()
+
+
+def test_backward_before_the_first_draw_is_refused_even_if_a_draw_follows(log):
+    log.used(fresh=True)
+    log.drawn(3, 1)
+    log.used(fresh=False)
+    with pytest.raises(SamplingError, match="Iterate the loader that make_private returned"):
+        log.take()
+    log.used(fresh=True)
+    assert log.take() == (Draw(0, 1, 3),)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_two_steps_on_one_draw_are_refused(log, backward):
+    log.drawn(3, 1)
+    log.used(fresh=True)
+    log.take()
+    if backward:
+        log.used(fresh=True)
+    with pytest.raises(
+        SamplingError, match="two optimizer steps on one batch; draw a new batch for each step"
+    ):
+        log.take()
+
+
+def test_second_noise_only_step_on_one_draw_is_refused(log):
+    log.drawn(3, 1)
+    log.take()
+    with pytest.raises(SamplingError, match="released already"):
+        log.take()
+
+
+def test_two_steps_are_refused_after_discard(log):
+    log.drawn(3, 1)
+    log.used(fresh=True)
+    log.take()
+    log.discard()
+    with pytest.raises(SamplingError, match="the original DataLoader was iterated"):
+        log.take()
+
+
+def test_gradient_not_cleared_after_release_is_refused(log):
+    log.drawn(3, 1)
+    log.used(fresh=True)
+    log.take()
+    log.drawn(4, 1)
+    log.used(fresh=False)
+    with pytest.raises(SamplingError, match="released already") as caught:
+        log.take()
+    assert "Draw 0 (epoch 1)" in str(caught.value)
+
+
+def test_refused_take_releases_nothing(log):
+    log.drawn(3, 1)
+    log.used(fresh=True)
+    log.take()
+    log.drawn(4, 1)
+    log.used(fresh=False)
+    with pytest.raises(SamplingError):
+        log.take()
+    log.used(fresh=True)
+    assert log.take() == (Draw(1, 1, 4),)
+
+
+def test_physical_records(log):
+    assert log.physical_records == 0
+    assert log.current is None
+    log.drawn(5, 1)
+    assert log.physical_records == 5
+    log.physical(2)
+    assert log.physical_records == 2
+    assert log.current == Draw(0, 1, 5)
+
+
+def test_memory_does_not_grow(log):
+    for _ in range(100):
+        log.drawn(1, 1)
+        log.used(fresh=True)
+        log.take()
+    assert len(log._released) <= 2

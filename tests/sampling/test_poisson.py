@@ -1,0 +1,143 @@
+"""Poisson sampling against its definition.
+
+The statistical tests use exact binomial or chi-square tails at 1e-7 on fixed seeds: were the seeds
+drawn anew, the tests of this file together would fail a right sampler with probability below 1e-6.
+"""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from scipy.stats import binomtest, chi2
+from torch.utils.data import DataLoader, TensorDataset
+
+from tacit.accounting.events import PoissonRelease
+from tacit.errors import ConfigurationError, SamplingError
+from tacit.sampling import Draw, PoissonSampling, inclusion_threshold
+
+RECORDS, RATE, STEPS = 2000, 0.1, 400
+ALARM = 1e-7
+
+
+@pytest.fixture(scope="module")
+def included() -> torch.Tensor:
+    """(STEPS, RECORDS) bool: which record joined which batch."""
+    sampling = PoissonSampling(RECORDS, RATE, STEPS)
+    table = torch.zeros(STEPS, RECORDS, dtype=torch.bool)
+    for step, batch in enumerate(sampling.batches(torch.Generator().manual_seed(3))):
+        table[step, batch] = True
+    return table
+
+
+def p_value(successes: torch.Tensor, trials: int, rate: float) -> float:
+    return float(binomtest(int(successes.sum()), trials, rate).pvalue)
+
+
+def test_marginal_rate(included):
+    assert p_value(included, STEPS * RECORDS, RATE) > ALARM
+
+
+def test_every_record_has_the_same_rate(included):
+    counts = included.sum(0).double()
+    statistic = ((counts - STEPS * RATE) ** 2 / (STEPS * RATE * (1 - RATE))).sum().item()
+    assert chi2.isf(1 - ALARM, RECORDS) < statistic < chi2.isf(ALARM, RECORDS)
+
+
+def test_batch_sizes_vary_as_for_pairwise_independent_records(included):
+    sizes = included.sum(1).double()
+    statistic = ((sizes - RECORDS * RATE) ** 2 / (RECORDS * RATE * (1 - RATE))).sum().item()
+    assert chi2.isf(1 - ALARM, STEPS) < statistic < chi2.isf(ALARM, STEPS)
+
+
+@pytest.mark.parametrize("distance", [1, 2, 64])
+def test_two_records_join_one_batch_independently(included, distance):
+    blocks = included[:, : RECORDS // (2 * distance) * 2 * distance].view(STEPS, -1, 2, distance)
+    both = blocks[:, :, 0] & blocks[:, :, 1]
+    assert p_value(both, both.numel(), RATE**2) > ALARM
+
+
+def test_one_record_joins_two_successive_batches_independently(included):
+    both = included[0::2] & included[1::2]
+    assert p_value(both, both.numel(), RATE**2) > ALARM
+
+
+@pytest.mark.parametrize("rate", [1e-9, 1e-7, 0.1, 1 / 3, 0.5, 1 - 2**-53, 1.0])
+def test_threshold_is_exact(rate):
+    threshold = inclusion_threshold(rate)
+    assert threshold == Fraction(rate) * 2**63 // 1
+    assert 0 <= Fraction(rate) - Fraction(threshold, 2**63) < Fraction(1, 2**63)
+
+
+def test_threshold_of_known_rates():
+    assert inclusion_threshold(0.5) == 2**62
+    assert inclusion_threshold(2.0**-63) == 1
+    assert inclusion_threshold(1.0) == 2**63
+
+
+def test_random_words_have_63_bits():
+    words = torch.empty(4096, dtype=torch.int64).random_(generator=torch.Generator().manual_seed(0))
+    assert words.min() >= 0
+    for bit in range(63):
+        # Binomial(4096, 1/2) beyond 6 standard deviations: 2e-9 for each of 63 bits.
+        assert abs(int((words >> bit & 1).sum()) - 2048) < 6 * 32
+
+
+def test_small_rate_is_not_lost():
+    sampling = PoissonSampling(1_000_000, 1e-5, 20)
+    drawn = sum(len(batch) for batch in sampling.batches(torch.Generator().manual_seed(1)))
+    assert binomtest(drawn, 20_000_000, 1e-5).pvalue > ALARM
+
+
+def test_rate_one_includes_all():
+    generator = torch.Generator().manual_seed(0)
+    assert list(PoissonSampling(5, 1.0, 2).batches(generator)) == [[0, 1, 2, 3, 4]] * 2
+    assert not PoissonSampling(5, 1.0, 2).amplified
+
+
+def test_batches_ascend_and_can_be_empty():
+    batches = list(PoissonSampling(4, 0.2, 50).batches(torch.Generator().manual_seed(0)))
+    assert len(batches) == 50
+    assert [] in batches
+    assert all(batch == sorted(set(batch)) for batch in batches)
+
+
+@pytest.mark.parametrize("records", [49, 50, 101])
+def test_from_loader(records):
+    loader = DataLoader(TensorDataset(torch.zeros(records)), batch_size=7)
+    sampling = PoissonSampling.from_loader(loader)
+    assert sampling == PoissonSampling(records, 1 / len(loader), len(loader))
+    assert sampling.expected_batch_size == records / len(loader)
+
+
+def test_expected_batch_size_is_not_rounded():
+    assert PoissonSampling(10, 0.25, 3).expected_batch_size == 2.5
+
+
+def test_event_counts_draws():
+    sampling = PoissonSampling(10, 0.25, 4)
+    draws = [Draw(0, 1, 2), Draw(1, 2, 0)]
+    assert sampling.event(1.5, draws) == PoissonRelease(1.5, 0.25, draws=2)
+    with pytest.raises(SamplingError, match="names no draw"):
+        sampling.event(1.5, [])
+
+
+def test_description():
+    text = PoissonSampling(10, 0.25, 4).description
+    assert "amplification by sampling is claimed" in text
+    assert "adding or removing one record" in text
+    assert "not claimed" in PoissonSampling(10, 1.0, 1).description
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 0.5, 1), "records is 0"),
+        ((1, 0.5, 0), "steps_per_epoch is 0"),
+        ((1, 0.0, 1), "sample_rate is 0.0"),
+        ((1, 1.1, 1), "sample_rate is 1.1"),
+        ((1, float("nan"), 1), "sample_rate is nan"),
+    ],
+)
+def test_values_refused(arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
+        PoissonSampling(*arguments)
