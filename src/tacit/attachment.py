@@ -114,8 +114,8 @@ class Attachment:
         if unused:
             shown = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more" if len(unused) > 5 else "")
             warnings.warn(
-                f"these trainable parameters had no part in the first step's loss: {shown}. They get noise all the same; "
-                "freeze them if they are never used.",
+                f"these trainable parameters had no part in the first step's loss: {shown}. They get noise all the "
+                "same; freeze them if they are never used.",
                 UserWarning,
                 stacklevel=4,
             )

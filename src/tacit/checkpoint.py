@@ -118,7 +118,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"there is no checkpoint at {path}.") from error
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, KeyError) as error:
         raise CheckpointError(
-            f"{path} cannot be read: it is torn, or was not written by save_checkpoint(). Nothing was changed. ({error})"
+            f"{path} cannot be read: it is torn, or was not written by save_checkpoint(). Nothing was "
+            f"changed. ({error})"
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT or any(key not in content for key in KEYS):
         raise CheckpointError(f"{path} was not written by save_checkpoint(). Nothing was changed.")
@@ -134,8 +135,8 @@ def _check_model(state: Mapping[str, Any], module: nn.Module, path: Path) -> Non
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or unknown:
         raise CheckpointError(
-            f"{path} is of another model: {len(missing)} of its parameters are not in the file ({missing[:3]}), {len(unknown)} in the "
-            f"file are not in the model ({unknown[:3]}). Nothing was changed."
+            f"{path} is of another model: {len(missing)} of its parameters are not in the file ({missing[:3]}), "
+            f"{len(unknown)} in the file are not in the model ({unknown[:3]}). Nothing was changed."
         )
     for name, value in own.items():
         if isinstance(value, torch.Tensor) and value.shape != state[name].shape:
@@ -150,6 +151,6 @@ def _check_spent(state: Mapping[str, Any], accountant: Accountant, path: Path) -
     saved.load_state_dict(state)
     if saved.steps < accountant.steps:
         raise CheckpointError(
-            f"{path} knows of {saved.steps} releases, this engine has made {accountant.steps}: loading it would forget spent "
-            "budget. Load it into a new PrivacyEngine, and count both runs. Nothing was changed."
+            f"{path} knows of {saved.steps} releases, this engine has made {accountant.steps}: loading it would forget "
+            "spent budget. Load it into a new PrivacyEngine, and count both runs. Nothing was changed."
         )

@@ -22,9 +22,7 @@ app = typer.Typer(
 )
 
 Delta = Annotated[float, typer.Option(help="Failure probability of the bound, well below 1 / dataset size.")]
-SampleRate = Annotated[
-    float | None, typer.Option(help="Probability with which a record is in a batch, in (0, 1].")
-]
+SampleRate = Annotated[float | None, typer.Option(help="Probability with which a record is in a batch, in (0, 1].")]
 Steps = Annotated[int | None, typer.Option(help="Number of noisy optimizer steps.")]
 DatasetSize = Annotated[int | None, typer.Option(help="Number of records; instead of rate and steps.")]
 BatchSize = Annotated[int | None, typer.Option(help="Expected batch size; with --dataset-size.")]

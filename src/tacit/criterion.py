@@ -39,8 +39,9 @@ class PrivateCriterion(nn.Module):
         stated = getattr(criterion, "reduction", None)
         self._unreduced: Callable[..., Any] | None = None
         if stated in REDUCTIONS and isinstance(criterion, nn.Module):
-            self._unreduced = copy.copy(criterion)
-            self._unreduced.reduction = "none"
+            unreduced = copy.copy(criterion)
+            setattr(unreduced, "reduction", "none")  # noqa: B010  a plain attribute, typed as a submodule
+            self._unreduced = unreduced
         elif stated == "none":
             self._unreduced = criterion
         self.reduction = "sum" if stated == "sum" else "mean" if stated in ("mean", "batchmean") else reduction
@@ -59,7 +60,7 @@ class PrivateCriterion(nn.Module):
             return value
         weight = 1.0 / losses.shape[0] if self.reduction == "mean" else 1.0
         term = Term(losses, torch.full_like(losses, weight, requires_grad=False), carrier)
-        out: Tensor = GhostTerm.apply(carrier, run, term, value.detach())  # type: ignore[no-untyped-call]
+        out: Tensor = GhostTerm.apply(carrier, run, term, value.detach())
         return out
 
     def per_sample(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -70,6 +71,7 @@ class PrivateCriterion(nn.Module):
         samples = tensors[0].shape[0]
         if samples == 0:
             return tensors[0].flatten()[:0]
+        args = _aligned(args)
         if self._unreduced is not None:
             losses = self._unreduced(*args, **kwargs)
             # More losses than inputs: shapes like (B, 1) and (B,) were broadcast against each other.
@@ -109,3 +111,13 @@ class PrivateCriterion(nn.Module):
         except RuntimeError:  # not every function can be vectorized: call it once per sample
             losses = torch.stack([single(*rows) for rows in zip(*batched, strict=True)])
         return losses
+
+
+def _aligned(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Give targets (B,) the shape of outputs (B, 1), or the other way round: broadcasting would pair all samples."""
+    if len(args) < 2 or not all(isinstance(value, Tensor) and value.is_floating_point() for value in args[:2]):
+        return args
+    output, target = args[:2]
+    if output.shape == target.shape or output.numel() != target.numel() or output.shape[0] != target.shape[0]:
+        return args
+    return output, target.reshape(output.shape), *args[2:]

@@ -22,6 +22,7 @@ from tacit.accounting import (
 )
 from tacit.attachment import Attachment, Settings
 from tacit.errors import ConfigurationError
+from tacit.optimizer import PrivateOptimizer
 from tacit.plan import PrivacyPlan, check_number
 from tacit.sampling import EpochSampling, PoissonSampling, Sampling
 from tacit.stats import ClipStats
@@ -94,7 +95,9 @@ class PrivacyEngine:
         """
         sampling = _sampling(data_loader, poisson_sampling)
         plan = PrivacyPlan(noise_multiplier, max_grad_norm, clipping, loss_reduction, sampling)
-        return self._attach(module, optimizer, data_loader, plan, criterion, batch_first, grad_sample_mode, noise_generator)
+        return self._attach(
+            module, optimizer, data_loader, plan, criterion, batch_first, grad_sample_mode, noise_generator
+        )
 
     def make_private_with_epsilon(
         self,
@@ -132,13 +135,15 @@ class PrivacyEngine:
         draft = PrivacyPlan(1.0, max_grad_norm, clipping, loss_reduction, sampling)
         self._check(module, optimizer, grad_sample_mode, criterion)
         planned = _planned_steps(sampling, epochs, steps)
-        noise = calibrate(self._history_with(sampling, planned), target_epsilon, target_delta, self.accountant.mechanism())
+        noise = calibrate(
+            self._history_with(sampling, planned), target_epsilon, target_delta, self.accountant.mechanism()
+        )
         plan = PrivacyPlan(noise, draft.max_grad_norm, clipping, loss_reduction, sampling)
-        return self._attach(module, optimizer, data_loader, plan, criterion, batch_first, grad_sample_mode, noise_generator)
+        return self._attach(
+            module, optimizer, data_loader, plan, criterion, batch_first, grad_sample_mode, noise_generator
+        )
 
-    def _history_with(
-        self, sampling: Sampling, planned: int
-    ) -> Callable[[float], Sequence[tuple[Release, int]]]:
+    def _history_with(self, sampling: Sampling, planned: int) -> Callable[[float], Sequence[tuple[Release, int]]]:
         spent = list(self.accountant.history)
         first = self._last_epoch() + 1
 
@@ -172,6 +177,8 @@ class PrivacyEngine:
                 f'criterion= belongs to grad_sample_mode="ghost". In mode {mode!r} use your loss as it is, and leave '
                 "it out here."
             )
+        if isinstance(optimizer, PrivateOptimizer):
+            raise ConfigurationError("the optimizer is private already. Pass the one it was made from.")
         return check_attachable(module, optimizer)
 
     def _attach(

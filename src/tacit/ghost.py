@@ -5,7 +5,7 @@ the losses. That is done here: weights of 1e-6 underflow in half precision on th
 in float32 inside (Llama's normalization) would round differently from the first pass.
 
 The criterion's losses never enter the outer graph. It runs the two passes by itself, when autograd reaches the
-carrier, so that any other term of the loss is seen apart and joined before the clip.
+carrier, so that any other term of the loss is seen apart, and refused.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tacit.capture import ClippedSums, Pass, Term
-from tacit.errors import PrivacyError
+from tacit.errors import PrivacyError, SecondBackwardError
 from tacit.step import Clipper, Factors
 from tacit.uses import Use, join
 
@@ -31,7 +31,7 @@ class GhostTerm(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[None, ...]:
         ctx.run.deposit(ctx.term, g)
         return None, None, None, None
 
@@ -46,10 +46,12 @@ class GhostClipper:
         terms = run.take_terms()
         if not terms:
             return self._plain(run, recorded)
-        if recorded:  # the loss has plain terms too: all uses are clipped together, in one backward
-            uses = {name: list(several) for name, several in recorded.items()}
-            _backward(run, terms, lambda name, use: uses.setdefault(name, []).append(use), retain=False)
-            return self._plain(run, uses)
+        if recorded:
+            raise SecondBackwardError(
+                "the loss has another term beside the returned criterion, which runs two backwards of its own: each "
+                "sample would be clipped twice. Compute the whole loss with the returned criterion, or all of it "
+                "without: a plain loss gives the same clipped gradient in one backward."
+            )
         norms = _Norms(run)
         _backward(run, terms, norms.take, retain=True)
         factors = self._plain.factors(run, norms.finish())

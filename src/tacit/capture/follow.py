@@ -124,7 +124,7 @@ def _stack(_f: Any, _source: Tensor, layout: Layout, args: Any, kwargs: Any, out
     return layout.at(layout.dim + (dim <= layout.dim))
 
 
-def _interleave(_f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out: Tensor) -> Layout | None:
+def _interleave(_f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, _out: Tensor) -> Layout | None:
     repeats, dim = _dim(args, kwargs, 1, None, ("repeats",)), _dim(args, kwargs, 2)
     if dim is None:
         return None
@@ -153,7 +153,7 @@ def _einsum(_f: Any, source: Tensor, layout: Layout, args: Any, _kwargs: Any, ou
     return layout.at(right.index(letter)) if right.count(letter) == 1 else None
 
 
-def _matmul(f: Any, source: Tensor, layout: Layout, args: Any, _kwargs: Any, out: Tensor) -> Layout | None:
+def _matmul(_f: Any, source: Tensor, layout: Layout, args: Any, _kwargs: Any, out: Tensor) -> Layout | None:
     other = args[1] if source is args[0] else args[0]
     lead = source.dim() - layout.dim
     if source.dim() == 1 or (source is args[0] and lead == 1) or (source is not args[0] and lead == 2):

@@ -27,7 +27,7 @@ class Gate(torch.autograd.Function):
         return parameter.new_zeros((), dtype=torch.float32)
 
     @staticmethod
-    def backward(ctx: Any, _token: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, _token: Tensor) -> tuple[Tensor, None, None, None]:
         run, name, guard, shape, dtype, device = ctx.settings
         total = run.clipped.sum(name)
         if total is None:
@@ -47,7 +47,7 @@ class Carrier(torch.autograd.Function):
         return tokens[0].new_zeros(())
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         ctx.run.finish()
         return None, *[torch.zeros((), device=g.device)] * ctx.tokens
 
@@ -64,7 +64,7 @@ class Tie(torch.autograd.Function):
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor]:
         return None, g
 
 
@@ -72,12 +72,12 @@ def tie(carrier: Tensor, value: Tensor) -> Tensor:
     """Return ``value``, tied to the carrier if it has a graph at all."""
     if not value.requires_grad:
         return value
-    tied: Tensor = Tie.apply(carrier, value)  # type: ignore[no-untyped-call]
+    tied: Tensor = Tie.apply(carrier, value)
     return tied
 
 
 def make_carrier(run: Pass, parameters: Mapping[str, Tensor], guard: LeakGuard) -> Tensor:
     """Return the carrier of a pass over the given trainable parameters (at least one)."""
-    tokens = [Gate.apply(p, run, name, guard) for name, p in parameters.items()]  # type: ignore[no-untyped-call]
-    carrier: Tensor = Carrier.apply(run, *tokens)  # type: ignore[no-untyped-call]
+    tokens = [Gate.apply(p, run, name, guard) for name, p in parameters.items()]
+    carrier: Tensor = Carrier.apply(run, *tokens)
     return carrier

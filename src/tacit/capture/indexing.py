@@ -10,13 +10,13 @@ from torch import Tensor
 from tacit.uses import Layout
 
 
-def follow_index(_f: Any, source: Tensor, layout: Layout, args: Any, _kwargs: Any, out: Tensor) -> Layout | None:
+def follow_index(_f: Any, source: Tensor, layout: Layout, args: Any, _kwargs: Any, _out: Tensor) -> Layout | None:
     """``x[index]`` with integers, slices, None, Ellipsis and index tensors."""
     index = args[1] if isinstance(args[1], tuple) else (args[1],)
     if any(isinstance(item, (list, range)) or _is_mask(item) for item in index):
-        index = _with_tensors(index, source)
-        if index is None:
+        if any(_is_mask(item) or isinstance(item, range) for item in index):
             return None
+        index = tuple(torch.tensor(i, device=source.device) if isinstance(i, list) else i for i in index)
     index = _without_ellipsis(index, source.dim())
     position, dim, advanced = 0, 0, []
     found: Layout | None = None
@@ -81,12 +81,6 @@ def _sliced(layout: Layout, item: slice, dim: int) -> Layout | None:
 
 def _is_mask(item: Any) -> bool:
     return isinstance(item, Tensor) and item.dtype in (torch.bool, torch.uint8)
-
-
-def _with_tensors(index: tuple[Any, ...], source: Tensor) -> tuple[Any, ...] | None:
-    if any(_is_mask(item) or isinstance(item, range) for item in index):
-        return None
-    return tuple(torch.tensor(item, device=source.device) if isinstance(item, list) else item for item in index)
 
 
 def _without_ellipsis(index: tuple[Any, ...], dims: int) -> tuple[Any, ...]:

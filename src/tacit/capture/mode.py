@@ -98,8 +98,8 @@ class Capture(TorchFunctionMode):
         name = self.buffers.get(id(target))
         if name is not None:
             raise MixingError(
-                f"`{func.__name__}` in {self._describe_module()} writes something computed from the batch into the buffer "
-                f"`{name}`, which is saved with the model without noise. Freeze the update, or remove the buffer."
+                f"`{func.__name__}` in {self._describe_module()} writes something computed from the batch into "
+                f"the buffer `{name}`, which is saved with the model without noise. Freeze the update, or remove the buffer."
             )
 
     def _refuse_statistics(self, func: Any, args: Any, kwargs: Any) -> None:

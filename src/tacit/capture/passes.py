@@ -93,8 +93,8 @@ class Pass:
         if self.finished:
             if task == self._task:
                 raise SecondBackwardError(
-                    f"a gradient of {name!r} arrived after the batch was clipped: checkpointing with use_reentrant=True "
-                    "recomputed it too late. Use use_reentrant=False."
+                    f"a gradient of {name!r} arrived after the batch was clipped: checkpointing with "
+                    "use_reentrant=True recomputed it too late. Use use_reentrant=False."
                 )
             return  # a later backward; it is refused when it reaches the gates, and may want inputs' gradients only
         if task != self._task:  # what an unfinished backward (saliency, an error) left behind is forgotten

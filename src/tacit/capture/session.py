@@ -55,6 +55,9 @@ class Session:
                 )
         for entrance in self._entrances:
             entrance.install()
+        for name, parameter in self.parameters.items():
+            if parameter.requires_grad:
+                self.guard.watch(name, parameter)
 
     @property
     def active(self) -> bool:
@@ -142,7 +145,7 @@ class Session:
         run = Pass(samples, self._on_finished, dummy=dummy)
         chosen = {name: self.parameters[name] for name in trainable}
         for name, parameter in chosen.items():
-            self.guard.watch(name, parameter)
+            self.guard.watch(name, parameter)  # again, for what was unfrozen since
         carrier = make_carrier(run, chosen, self.guard)
         self._current = run, carrier, trainable
         return run, carrier
@@ -165,8 +168,8 @@ class Session:
         marks = patterns.get(tuple(t.shape for t in tensors))
         if run is None or marks is None:
             raise SecondBackwardError(
-                f"{entrance.path} ran inside a backward without a forward of its own before it. If the whole private model "
-                "is checkpointed with use_reentrant=True, use use_reentrant=False, or checkpoint its blocks."
+                f"{entrance.path} ran inside a backward without a forward of its own before it. If the whole private "
+                "model is checkpointed with use_reentrant=True, use use_reentrant=False, or checkpoint its blocks."
             )
         for value, mark in zip(tensors, marks, strict=True):
             if mark is not None:

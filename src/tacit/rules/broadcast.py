@@ -25,7 +25,7 @@ class PerSample(torch.autograd.Function):
         return value.expand(samples, *value.shape)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[None, ...]:
         refuse_double_backward()
         ctx.slot.record(Dense(g))
         return None, None, None, None
@@ -40,7 +40,7 @@ class PerRow(torch.autograd.Function):
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[None, ...]:
         refuse_double_backward()
         dim, layout, slot = ctx.settings
         rows = torch.arange(layout.rows, device=g.device)
@@ -114,7 +114,7 @@ def per_sample(contact: Contact, value: Tensor, layout: Layout, dims: int) -> Te
         return _per_row(contact, value, aligned, layout)
     slot = contact.slot(value)
     assert slot is not None
-    copies: Tensor = PerSample.apply(contact.carrier, value.detach(), layout.samples, slot)  # type: ignore[no-untyped-call]
+    copies: Tensor = PerSample.apply(contact.carrier, value.detach(), layout.samples, slot)
     # (B, *shape) -> (B, 1…, *shape) with dims + 1 dimensions -> the batch in its place.
     copies = copies.reshape(layout.samples, *[1] * (dims - value.dim()), *value.shape)
     copies = copies.movedim(0, dim)
@@ -128,5 +128,5 @@ def per_sample(contact: Contact, value: Tensor, layout: Layout, dims: int) -> Te
 def _per_row(contact: Contact, value: Tensor, dim: int, layout: Layout) -> Tensor:
     slot = contact.slot(value)
     assert slot is not None
-    rows: Tensor = PerRow.apply(contact.carrier, value.detach(), dim, layout, slot)  # type: ignore[no-untyped-call]
+    rows: Tensor = PerRow.apply(contact.carrier, value.detach(), dim, layout, slot)
     return rows

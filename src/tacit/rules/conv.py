@@ -57,7 +57,7 @@ class ConvFunction(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         refuse_double_backward()
         x, weight = ctx.saved_tensors
         geometry, layout, weight_slot, bias_slot, dtype = ctx.settings
@@ -110,9 +110,7 @@ def unfold(x: Tensor, kernel: Sequence[int], geometry: Geometry) -> Tensor:
     padding = [width for side in reversed(geometry.padding) for width in (side, side)]
     x = F.pad(x, padding).contiguous() if any(padding) else x.contiguous()
     spatial = range(len(kernel))
-    outputs = [
-        (x.shape[2 + i] - geometry.dilation[i] * (kernel[i] - 1) - 1) // geometry.stride[i] + 1 for i in spatial
-    ]
+    outputs = [(x.shape[2 + i] - geometry.dilation[i] * (kernel[i] - 1) - 1) // geometry.stride[i] + 1 for i in spatial]
     steps = x.stride()
     size = (x.shape[0], *outputs, x.shape[1], *kernel)
     strides = (
@@ -167,7 +165,7 @@ def conv(
     spread = _tuple(dilation, dims)
     x, widths = _resolve_padding(contact, input, weight.shape[2:], padding, spread)
     geometry = Geometry(_tuple(stride, dims), widths, spread, groups)
-    y: Tensor = ConvFunction.apply(  # type: ignore[no-untyped-call]
+    y: Tensor = ConvFunction.apply(
         contact.carrier, x, weight.detach(), detached(bias), geometry, layout, contact.slot(weight), contact.slot(bias)
     )
     return y

@@ -15,7 +15,7 @@ from tacit.rules.registry import methods, rule_for
 
 _BINARY = (
     "add sub subtract mul multiply div divide true_divide rsub pow float_power maximum minimum fmax fmin hypot atan2 "
-    "arctan2 logaddexp logaddexp2 copysign remainder fmod floor_divide xlogy dist_ where lerp addcmul addcdiv clamp "
+    "arctan2 logaddexp logaddexp2 copysign remainder fmod floor_divide xlogy where lerp addcmul addcdiv clamp "
     "clamp_min clamp_max clip masked_fill"
 ).split()
 _OPERATORS = (
@@ -37,7 +37,9 @@ def elementwise(contact: Contact, *args: Any, **kwargs: Any) -> Any:
 
 
 @rule_for(F.scaled_dot_product_attention)
-def scaled_dot_product_attention(contact: Contact, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any) -> Any:
+def scaled_dot_product_attention(
+    contact: Contact, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any
+) -> Any:
     """Attention in which the mask (a learned bias), or the queries, are parameters."""
     return broadcast(contact, contact.function, (query, key, value, *args), kw, trailing=2)
 

@@ -33,10 +33,10 @@ class EmbeddingFunction(torch.autograd.Function):
         return F.embedding(ids, weight)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[None, ...]:
         refuse_double_backward()
         (ids,) = ctx.saved_tensors
-        (rows, width), padding_idx, by_frequency, layout, slot = ctx.settings
+        (rows, _), padding_idx, by_frequency, layout, slot = ctx.settings
         ids = layout.split(ids).reshape(layout.samples, -1)
         g = layout.rows_of(g)
         if padding_idx is not None:
@@ -77,7 +77,7 @@ def embedding(
     layout = contact.batch_layout(input)
     if padding_idx is not None and padding_idx < 0:
         padding_idx += weight.shape[0]
-    y: Tensor = EmbeddingFunction.apply(  # type: ignore[no-untyped-call]
+    y: Tensor = EmbeddingFunction.apply(
         contact.carrier, input, weight.detach(), padding_idx, scale_grad_by_freq, layout, slot
     )
     return y

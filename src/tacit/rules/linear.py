@@ -36,7 +36,7 @@ class LinearFunction(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         refuse_double_backward()
         x, weight = ctx.saved_tensors
         flipped, layout, weight_slot, bias_slot, dtype = ctx.settings
@@ -66,9 +66,7 @@ def apply_linear(contact: Contact, x: Tensor, weight: Tensor, bias: Tensor | Non
         contact.refuse("weight and bias come from the batch in part")
     layout = contact.batch_layout(x, features=1)
     slots = contact.slot(weight), contact.slot(bias)
-    y: Tensor = LinearFunction.apply(  # type: ignore[no-untyped-call]
-        contact.carrier, x, weight.detach(), detached(bias), flipped, layout, *slots
-    )
+    y: Tensor = LinearFunction.apply(contact.carrier, x, weight.detach(), detached(bias), flipped, layout, *slots)
     return y
 
 
@@ -78,9 +76,7 @@ def linear(contact: Contact, input: Tensor, weight: Tensor, bias: Tensor | None 
 
 
 @rule_for(torch.addmm, Tensor.addmm)
-def addmm(
-    contact: Contact, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1
-) -> Tensor:
+def addmm(contact: Contact, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """``beta·input + alpha·mat1 mat2``; with the batch in mat1 this is a linear layer (Hugging Face's Conv1D)."""
     plain = beta == 1 and alpha == 1 and input.dim() == 1
     if plain and contact.layout(mat1) is not None and contact.layout(input) is None:

@@ -37,7 +37,7 @@ class LayerNormFunction(torch.autograd.Function):
         return y  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         refuse_double_backward()
         x, weight, bias, mean, rstd = ctx.saved_tensors
         shape, layout, weight_slot, bias_slot = ctx.settings
@@ -70,7 +70,7 @@ def layer_norm(
     if len(mixed) > 1 or torch.is_autocast_enabled(input.device.type):
         plain = contact.call(F.layer_norm, input, normalized_shape, None, None, eps)
         return affine(contact, plain, weight, bias)
-    y: Tensor = LayerNormFunction.apply(  # type: ignore[no-untyped-call]
+    y: Tensor = LayerNormFunction.apply(
         contact.carrier,
         input,
         list(normalized_shape),
@@ -122,7 +122,7 @@ class GroupNormFunction(torch.autograd.Function):
         return y  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         refuse_double_backward()
         x, weight, mean, rstd = ctx.saved_tensors
         groups, layout, weight_slot, bias_slot = ctx.settings
@@ -163,7 +163,7 @@ def group_norm(
     if len(mixed) > 1 or weight is None or torch.is_autocast_enabled(input.device.type):
         plain = contact.call(F.group_norm, input, num_groups, None, None, eps)
         return affine(contact, plain, *_channelwise(contact, input, weight, bias))
-    y: Tensor = GroupNormFunction.apply(  # type: ignore[no-untyped-call]
+    y: Tensor = GroupNormFunction.apply(
         contact.carrier,
         input,
         num_groups,
@@ -191,9 +191,7 @@ def instance_norm(
 ) -> Tensor:
     contact.batch_layout(input, features=input.dim() - 1)
     refuse_batch_statistics(contact.where(), running_mean if use_input_stats else None, training=False)
-    plain = contact.call(
-        F.instance_norm, input, running_mean, running_var, None, None, use_input_stats, momentum, eps
-    )
+    plain = contact.call(F.instance_norm, input, running_mean, running_var, None, None, use_input_stats, momentum, eps)
     return affine(contact, plain, *_channelwise(contact, input, weight, bias))
 
 

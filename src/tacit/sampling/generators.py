@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from tacit.errors import ConfigurationError
 
+
 def global_generator() -> torch.Generator:
     """A generator seeded from torch's global one, as RandomSampler makes one for each epoch."""
     return torch.Generator().manual_seed(int(torch.empty((), dtype=torch.int64).random_().item()))

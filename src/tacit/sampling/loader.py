@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from tacit.entropy import system_generator
 from tacit.errors import ConfigurationError, SamplingError
 from tacit.sampling.base import Sampling
 from tacit.sampling.collate import EmptyAwareCollate
 from tacit.sampling.draws import DrawLog
-from tacit.entropy import system_generator
 from tacit.sampling.generators import check_generator, user_generator
 from tacit.sampling.handouts import Handout, HandoutSampler
 

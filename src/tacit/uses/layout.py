@@ -44,8 +44,9 @@ class Layout:
             A tensor of shape ``(B, outer?, ..., inner?, ...)``, without the factors that are 1.
         """
         if self.dim == 0 and self.outer == 1:
-            return values if self.inner == 1 else values.unflatten(0, (self.samples, self.inner))
-        parts = values.unflatten(self.dim, (self.outer, self.samples, self.inner))
+            grouped: Tensor = values if self.inner == 1 else values.unflatten(0, (self.samples, self.inner))
+            return grouped
+        parts: Tensor = values.unflatten(self.dim, (self.outer, self.samples, self.inner))
         parts = parts.movedim(self.dim + 1, 0)
         # dimensions now: B, [before], outer, inner, [after]
         at = self.dim + 1

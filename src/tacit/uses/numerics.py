@@ -24,11 +24,11 @@ def sample_squares(values: Tensor) -> Tensor:
     """Return the sum of squares of each ``values[b]``: shape ``(B,)``, float64."""
     rows = wide(values).reshape(values.shape[0], -1)
     full = rows.shape[1] // BLOCK * BLOCK
-    tail = torch.linalg.vector_norm(rows[:, full:], dim=1).double().square()
-    if full == 0:
-        return tail
-    blocks = rows[:, :full].unflatten(1, (-1, BLOCK))
-    return torch.linalg.vector_norm(blocks, dim=2).double().square().sum(1) + tail
+    squares: Tensor = torch.linalg.vector_norm(rows[:, full:], dim=1).double().square()
+    if full:
+        blocks = rows[:, :full].unflatten(1, (-1, BLOCK))
+        squares = squares + torch.linalg.vector_norm(blocks, dim=2).double().square().sum(1)
+    return squares
 
 
 def cancelled(squares: Tensor, bound: Tensor, precision: torch.dtype) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from tacit.distributed import is_data_parallel, world_size
 from tacit.errors import ConfigurationError, MixingError
@@ -23,6 +23,10 @@ def check_attachable(module: nn.Module, optimizer: Optimizer) -> dict[str, nn.Pa
         raise ConfigurationError(f"module is a {type(module).__name__}, not an nn.Module.")
     if not isinstance(optimizer, Optimizer):
         raise ConfigurationError(f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer.")
+    if isinstance(optimizer, LBFGS):
+        raise ConfigurationError(
+            "LBFGS evaluates the loss many times a step, and each would be a release. Use another optimizer."
+        )
     _check_wrappers(module)
     private = [name or "the model" for name, m in module.named_modules() if _is_private(m)]
     if private:
@@ -55,9 +59,9 @@ def _check_batch_norm(module: nn.Module) -> None:
     found = [name for name, m in module.named_modules() if isinstance(m, _BatchNorm) and m.training]
     if found:
         raise MixingError(
-            f"batch normalization in train mode: {', '.join(found)}. It normalizes each sample with the others of its batch, "
-            "so no sample has a gradient of its own and clipping bounds nothing. Use GroupNorm or InstanceNorm, or put "
-            "these layers in eval() mode with running statistics from public data."
+            f"batch normalization in train mode: {', '.join(found)}. It normalizes each sample with the others of its "
+            "batch, so no sample has a gradient of its own and clipping bounds nothing. Use GroupNorm or "
+            "InstanceNorm, or put these layers in eval() mode with running statistics from public data."
         )
 
 
@@ -67,15 +71,17 @@ def _private_parameters(module: nn.Module, optimizer: Optimizer) -> dict[str, nn
     foreign = len(stepped - known)
     if foreign:
         raise ConfigurationError(
-            f"{foreign} of the optimizer's {len(stepped)} parameter tensors are not the model's: they would be stepped without "
-            "clipping. Build the optimizer over this model's parameters (and build it after moving or wrapping the model)."
+            f"{foreign} of the optimizer's {len(stepped)} parameter tensors are not the model's: they would be "
+            "stepped without clipping. Build the optimizer over this model's parameters, after moving or wrapping it."
         )
     chosen = {name: p for name, p in module.named_parameters() if id(p) in stepped}
     if not any(p.requires_grad for p in chosen.values()):
         raise ConfigurationError("no parameter of the optimizer requires a gradient: there is nothing to train.")
     for name, parameter in chosen.items():
         if not parameter.is_floating_point() and parameter.requires_grad:
-            raise ConfigurationError(f"the parameter {name!r} is {parameter.dtype}: only real floating-point ones are trained.")
+            raise ConfigurationError(
+                f"the parameter {name!r} is {parameter.dtype}: only real floating-point ones are trained."
+            )
         if parameter.grad is not None:
             parameter.grad = None  # left over from before; never part of a release
     return chosen

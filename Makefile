@@ -1,0 +1,34 @@
+# Two commands set up everything: `make demo` and `make test`. Both need only Python 3.11+ and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint bench examples clean
+
+# Torch first and pinned: whatever else asks for torch finds it there, and takes no other build.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cli,test,lint]'
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/tacit demo $(ARGS)
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+examples: $(VENV)/.installed
+	for example in examples/*.py; do echo "== $$example"; $(BIN)/python $$example || exit 1; done
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks run $(ARGS)
+
+clean:
+	rm -rf $(VENV) runs build dist

@@ -1,0 +1,92 @@
+"""What is benchmarked: a model and one batch of random data, at full size or tiny for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from benchmarks import models
+
+CLASSES = 10
+
+Build = Callable[..., tuple[nn.Module, TensorDataset]]
+"""``(batch=…, **sizes) -> model and one batch of records``."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model at one batch size.
+
+    Attributes:
+        name: what ``--case`` calls it.
+        about: one line for the reader of the table.
+        build: makes the model and its data.
+        sizes: keyword arguments of ``build``, ``batch`` among them.
+        tiny: what to replace in ``sizes`` where only the harness is tested.
+    """
+
+    name: str
+    about: str
+    build: Build
+    sizes: Mapping[str, Any]
+    tiny: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    def make(self, **overrides: Any) -> tuple[nn.Module, TensorDataset]:
+        """Build the case, the same at every call."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return self.build(**{**self.sizes, **overrides})
+
+
+def _labels(batch: int) -> torch.Tensor:
+    return torch.randint(CLASSES, (batch,))
+
+
+def _mlp(batch: int, inputs: int, hidden: tuple[int, ...]) -> tuple[nn.Module, TensorDataset]:
+    data = TensorDataset(torch.randn(batch, inputs), _labels(batch))
+    return models.mlp(inputs, hidden, CLASSES), data
+
+
+def _convnet(batch: int, pixels: int, widths: tuple[int, ...], groups: int) -> tuple[nn.Module, TensorDataset]:
+    data = TensorDataset(torch.randn(batch, 3, pixels, pixels), _labels(batch))
+    return models.convnet(widths, groups, CLASSES), data
+
+
+def _encoder(
+    batch: int, positions: int, vocabulary: int, width: int, layers: int, heads: int
+) -> tuple[nn.Module, TensorDataset]:
+    data = TensorDataset(torch.randint(vocabulary, (batch, positions)), _labels(batch))
+    return models.Encoder(vocabulary, positions, width, layers, heads, CLASSES), data
+
+
+CASES = (
+    Case(
+        "mlp",
+        "784-1024-1024-10, batch 256",
+        _mlp,
+        {"batch": 256, "inputs": 784, "hidden": (1024, 1024)},
+        {"batch": 4, "inputs": 6, "hidden": (5, 5)},
+    ),
+    Case(
+        "convnet",
+        "6 convolutions of 32 to 128 channels with GroupNorm, 32 × 32 RGB, batch 64",
+        _convnet,
+        {"batch": 64, "pixels": 32, "widths": (32, 32, 64, 64, 128, 128), "groups": 8},
+        {"batch": 4, "pixels": 8, "widths": (2, 2, 4, 4, 4, 4), "groups": 2},
+    ),
+    Case(
+        "encoder",
+        "transformer encoder, d = 256, 4 layers, 4 heads, T = 128, batch 16",
+        _encoder,
+        {"batch": 16, "positions": 128, "vocabulary": 1000, "width": 256, "layers": 4, "heads": 4},
+        {"batch": 4, "positions": 6, "vocabulary": 11, "width": 8, "layers": 1, "heads": 2},
+    ),
+)
+
+BY_NAME = {case.name: case for case in CASES}

@@ -1,0 +1,118 @@
+"""Who takes part: a plain SGD step, tacit's modes, Opacus's modes. All take the same steps on the same batch."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import SGD
+from torch.utils.data import DataLoader
+
+from benchmarks.cases import Case
+from tacit import PrivacyEngine
+
+LEARNING_RATE = 1e-3
+MAX_GRAD_NORM = 1.0
+NOISE_MULTIPLIER = 1.0
+
+
+@dataclass
+class Contestant:
+    """One model in training.
+
+    The loader has one batch, of all records: a Poisson rate of 1. So each draw is the same batch, whoever draws it,
+    and is a draw that the private loader made and that the private optimizer accepts.
+    """
+
+    name: str
+    model: nn.Module
+    optimizer: Any
+    loader: Any
+    criterion: Callable[..., Any]
+
+    def draw(self) -> Any:
+        return next(iter(self.loader))
+
+    def step(self, batch: Any) -> None:
+        inputs, labels = batch
+        self.optimizer.zero_grad()
+        loss = self.criterion(self.model(inputs), labels)
+        loss.backward()
+        self.optimizer.step()
+
+    def rest(self) -> None:
+        """Free gradients, so that those who wait for their turn take no memory from the one whose turn it is."""
+        self.optimizer.zero_grad()
+        for parameter in self.model.parameters():
+            if getattr(parameter, "grad_sample", None) is not None:
+                parameter.grad_sample = None  # type: ignore[attr-defined]
+
+
+Make = Callable[[Case, float, dict[str, Any]], Contestant]
+"""``(case, noise multiplier, overrides of the case's sizes) -> contestant``."""
+
+
+def _ingredients(case: Case, overrides: dict[str, Any]) -> tuple[nn.Module, SGD, DataLoader[Any]]:
+    model, data = case.make(**overrides)
+    return model.train(), SGD(model.parameters(), lr=LEARNING_RATE), DataLoader(data, batch_size=len(data))
+
+
+def _plain(case: Case, _noise: float, overrides: dict[str, Any]) -> Contestant:
+    return Contestant("plain", *_ingredients(case, overrides), nn.CrossEntropyLoss())
+
+
+def _private(name: str, engine: Any, mode: str) -> Make:
+    """``engine`` is tacit's or Opacus's class: both have the same ``make_private``, but for the order of results."""
+
+    def make(case: Case, noise: float, overrides: dict[str, Any]) -> Contestant:
+        model, optimizer, loader = _ingredients(case, overrides)
+        model, optimizer, *rest = engine().make_private(
+            module=model,
+            optimizer=optimizer,
+            data_loader=loader,
+            noise_multiplier=noise,
+            max_grad_norm=MAX_GRAD_NORM,
+            grad_sample_mode=mode,
+        )
+        # With "ghost", tacit returns the criterion last and Opacus returns it third.
+        (loader,) = (each for each in rest if isinstance(each, DataLoader))
+        (criterion,) = [each for each in rest if each is not loader] or [nn.CrossEntropyLoss()]
+        return Contestant(name, model, optimizer, loader, criterion)
+
+    return make
+
+
+def tacit_contestants() -> list[Make]:
+    return [_private(f"tacit {mode}", PrivacyEngine, mode) for mode in ("auto", "ghost", "hooks")]
+
+
+def opacus_contestants() -> list[Make] | None:
+    """Opacus's modes, or None if it is not installed."""
+    if importlib.util.find_spec("opacus") is None:
+        return None
+    with quiet():
+        opacus = importlib.import_module("opacus")
+    return [_private(f"opacus {mode}", opacus.PrivacyEngine, mode) for mode in ("hooks", "ghost")]
+
+
+def contestants(against: str | None) -> list[Make]:
+    """Plain first, then tacit, then the peer if one was named and is there."""
+    peers = opacus_contestants() if against == "opacus" else []
+    if peers is None:
+        print("opacus is not installed: going on without it.")
+        peers = []
+    return [_plain, *tacit_contestants(), *peers]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without warnings: Opacus and the hooks that it uses give some at import, at attachment and at the first step."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

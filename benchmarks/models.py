@@ -1,0 +1,74 @@
+"""The benchmarked models, in modules that every contestant supports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def mlp(inputs: int, hidden: Sequence[int], classes: int) -> nn.Module:
+    """Linear layers with ReLU between them."""
+    sizes = [inputs, *hidden]
+    layers: list[nn.Module] = []
+    for before, after in pairwise(sizes):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], classes))
+
+
+def convnet(widths: Sequence[int], groups: int, classes: int) -> nn.Module:
+    """3 × 3 convolutions on RGB images, each with GroupNorm and ReLU; pooling after every second one."""
+    layers: list[nn.Module] = []
+    before = 3
+    for index, width in enumerate(widths):
+        layers += [nn.Conv2d(before, width, 3, padding=1), nn.GroupNorm(groups, width), nn.ReLU()]
+        if index % 2 == 1:
+            layers.append(nn.MaxPool2d(2))
+        before = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes))
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm self-attention and feed-forward, without ``nn.MultiheadAttention``: not all contestants support it."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.projections = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
+        self.out = nn.Linear(width, width)
+        self.feed_norm = nn.LayerNorm(width)
+        self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def attend(self, x: Tensor) -> Tensor:
+        query, key, value = (p(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in self.projections)
+        mixed: Tensor = self.out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+        return mixed
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attend(self.attention_norm(x))
+        fed: Tensor = self.feed(self.feed_norm(x))
+        return x + fed
+
+
+class Encoder(nn.Module):
+    """Transformer encoder over ``(B, T)`` token ids, averaged over positions and classified."""
+
+    def __init__(self, vocabulary: int, positions: int, width: int, layers: int, heads: int, classes: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, width)
+        self.positions = nn.Embedding(positions, width)
+        self.blocks = nn.Sequential(*(EncoderBlock(width, heads) for _ in range(layers)))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        # One row of positions per sample, in memory: Opacus takes the first dimension of every input for the batch,
+        # and its ghost mode views ids.
+        places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids).contiguous()
+        x = self.blocks(self.tokens(ids) + self.positions(places))
+        logits: Tensor = self.head(self.norm(x).mean(1))
+        return logits

@@ -1,0 +1,1 @@
+"""The demo: a small network trained privately on scanned digits, beside its plain twin."""

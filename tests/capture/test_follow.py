@@ -1,0 +1,309 @@
+"""Wherever a layout is returned it is right; where the samples cannot be told apart, it is lost.
+
+The truth is found by poisoning: with NaN in all elements of sample b, the output elements that turn NaN depend on b.
+"""
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tacit.capture.contact import Names
+from tacit.capture.marks import Mark, mark_of, set_mark
+from tacit.capture.mode import Capture
+from tacit.uses import Layout
+
+LIMIT = 3000
+Step = tuple[str, Callable[[Tensor], Tensor]]
+
+
+def owners(layout: Layout) -> Tensor:
+    return torch.arange(layout.rows) // layout.inner % layout.samples
+
+
+def poisoned(x: Tensor, layout: Layout, sample: int) -> Tensor:
+    x = x.clone()
+    x.movedim(layout.dim, 0)[owners(layout) == sample] = float("nan")
+    return x
+
+
+def captured(function: Callable[[Tensor], Any], x: Tensor, layout: Layout) -> tuple[Tensor, Layout | None]:
+    x = x.clone()
+    set_mark(x, Mark(layout))
+    with Capture(Names({}, {}), {}, lambda: "the test"):
+        out = function(x)
+    mark = mark_of(out)
+    assert mark is not None, "the output depends on the batch but carries no mark"
+    return out, mark.layout
+
+
+def assert_right(
+    function: Callable[[Tensor], Tensor], x: Tensor, layout: Layout, what: object = ""
+) -> Layout | None:
+    """Hold the followed layout of ``function(x)`` to the truth, and return it."""
+    out, found = captured(function, x, layout)
+    if found is None:
+        return None
+    assert found.fits(out.shape), (what, found, out.shape)
+    assert found.samples == layout.samples
+    rows = owners(found)
+    for sample in range(layout.samples):
+        touched = function(poisoned(x, layout, sample)).isnan().movedim(found.dim, 0).reshape(found.rows, -1).any(1)
+        strangers = touched & (rows != sample)
+        assert not strangers.any(), (what, layout, x.shape, found, out.shape)
+    return found
+
+
+# Random chains of calls.
+
+
+def _factors(draw: Any, size: int, most: int = 4) -> list[int]:
+    """A random shape with ``size`` elements."""
+    shape = []
+    while len(shape) < most - 1 and draw(st.booleans()):
+        divisor = draw(st.sampled_from([k for k in range(1, size + 1) if size % k == 0]))
+        shape.append(divisor)
+        size //= divisor
+    return [*shape, size]
+
+
+def _reshape(draw: Any, shape: torch.Size) -> Step:
+    target = _factors(draw, prod(shape))
+    return f"reshape{target}", lambda x: x.reshape(target)
+
+
+def _flatten(draw: Any, shape: torch.Size) -> Step:
+    start = draw(st.integers(0, len(shape) - 1))
+    end = draw(st.integers(start, len(shape) - 1))
+    return f"flatten({start}, {end})", lambda x: x.flatten(start, end)
+
+
+def _unflatten(draw: Any, shape: torch.Size) -> Step:
+    dim = draw(st.integers(0, len(shape) - 1))
+    sizes = _factors(draw, shape[dim], 3)
+    return f"unflatten({dim}, {sizes})", lambda x: x.unflatten(dim, sizes)
+
+
+def _squeeze(draw: Any, shape: torch.Size) -> Step:
+    if draw(st.booleans()) and len(shape) > 1:
+        dim = draw(st.integers(0, len(shape) - 1))
+        return f"squeeze({dim})", lambda x: x.squeeze(dim)
+    dim = draw(st.integers(-len(shape) - 1, len(shape)))
+    return f"unsqueeze({dim})", lambda x: torch.unsqueeze(x, dim)
+
+
+def _swap(draw: Any, shape: torch.Size) -> Step:
+    one, two = draw(st.integers(-len(shape), len(shape) - 1)), draw(st.integers(0, len(shape) - 1))
+    if draw(st.booleans()):
+        return f"transpose({one}, {two})", lambda x: x.transpose(one, two)
+    return f"movedim({one}, {two})", lambda x: torch.movedim(x, one, two)
+
+
+def _permute(draw: Any, shape: torch.Size) -> Step:
+    dims = draw(st.permutations(range(len(shape))))
+    if draw(st.booleans()):
+        return f"permute({dims})", lambda x: x.permute(*dims)
+    return f"permute([{dims}])", lambda x: torch.permute(x, dims)
+
+
+def _getter(draw: Any, shape: torch.Size) -> Step:
+    name = draw(st.sampled_from(["mT", "T"] if len(shape) == 2 else ["mT"])) if len(shape) > 1 else "T"
+    return name, lambda x: getattr(x, name)
+
+
+def _expand(draw: Any, shape: torch.Size) -> Step:
+    front = draw(st.lists(st.integers(1, 3), max_size=1))
+    target = front + [draw(st.integers(1, 3)) if size == 1 else size for size in shape]
+    return f"expand({target})", lambda x: x.expand(target)
+
+
+def _repeat(draw: Any, shape: torch.Size) -> Step:
+    times = draw(st.lists(st.integers(1, 2), min_size=len(shape), max_size=len(shape) + 1))
+    if draw(st.booleans()):
+        return f"repeat({times})", lambda x: x.repeat(*times)
+    short = times[-draw(st.integers(1, len(times))) :]
+    return f"tile({short})", lambda x: torch.tile(x, short)
+
+
+def _interleave(draw: Any, shape: torch.Size) -> Step:
+    dim, times = draw(st.integers(-len(shape), len(shape) - 1)), draw(st.integers(1, 2))
+    return f"repeat_interleave({times}, {dim})", lambda x: x.repeat_interleave(times, dim=dim)
+
+
+def _piece(draw: Any, shape: torch.Size) -> Step:
+    dim, k, which = draw(st.integers(0, len(shape) - 1)), draw(st.integers(1, 3)), draw(st.integers(0, 2))
+    name = draw(st.sampled_from(["chunk", "split", "tensor_split"]))
+    return f"{name}({k}, {dim})[{which}]", lambda x: _pick(getattr(x, name)(k, dim=dim), which)
+
+
+def _split_sizes(draw: Any, shape: torch.Size) -> Step:
+    dim = draw(st.integers(0, len(shape) - 1))
+    first = draw(st.integers(0, shape[dim]))
+    sizes, which = [first, shape[dim] - first], draw(st.integers(0, 1))
+    return f"split({sizes}, {dim})[{which}]", lambda x: torch.split(x, sizes, dim)[which]
+
+
+def _pick(parts: Any, which: int) -> Tensor:
+    return parts[which % len(parts)]
+
+
+def _unbind(draw: Any, shape: torch.Size) -> Step:
+    dim, which = draw(st.integers(-len(shape), len(shape) - 1)), draw(st.integers(0, 2))
+    return f"unbind({dim})[{which}]", lambda x: _pick(x.unbind(dim), which)
+
+
+def _reduce(draw: Any, shape: torch.Size) -> Step:
+    name = draw(st.sampled_from(["sum", "mean", "amax", "logsumexp"]))
+    dims = draw(st.lists(st.integers(0, len(shape) - 1), min_size=1, unique=True))
+    keep = draw(st.booleans())
+    return f"{name}({dims}, keepdim={keep})", lambda x: getattr(x, name)(dim=dims, keepdim=keep)
+
+
+def _reduce_one(draw: Any, shape: torch.Size) -> Step:
+    dim, keep = draw(st.integers(-len(shape), len(shape) - 1)), draw(st.booleans())
+    name = draw(st.sampled_from(["max", "median", "norm", "vector_norm", "var", "prod"]))
+    calls: dict[str, Callable[[Tensor], Tensor]] = {
+        "max": lambda x: x.max(dim, keep)[0],
+        "median": lambda x: x.median(dim, keepdim=keep).values,
+        "norm": lambda x: x.norm(2, dim, keep),
+        "vector_norm": lambda x: torch.linalg.vector_norm(x, 2, dim, keep),
+        "var": lambda x: x.var(dim, unbiased=False, keepdim=keep),
+        "prod": lambda x: x.prod(dim, keep),
+    }
+    return f"{name}({dim}, keepdim={keep})", calls[name]
+
+
+def _pointwise(draw: Any, shape: torch.Size) -> Step:
+    dim = draw(st.integers(-len(shape), len(shape) - 1))
+    name = draw(st.sampled_from(["relu", "softmax", "cumsum", "flip", "roll", "sort", "add_row", "contiguous"]))
+    calls: dict[str, Callable[[Tensor], Tensor]] = {
+        "relu": lambda x: torch.tanh(x) * 2 + x.detach(),
+        "softmax": lambda x: x.softmax(dim),
+        "cumsum": lambda x: x.cumsum(dim),
+        "flip": lambda x: x.flip(dim),
+        "roll": lambda x: x.roll(1, dim),
+        "sort": lambda x: x.sort(dim).values,
+        "add_row": lambda x: x + torch.ones(x.shape[-1]),
+        "contiguous": lambda x: x.contiguous().clone().double(),
+    }
+    return f"{name}({dim})", calls[name]
+
+
+def _index(draw: Any, shape: torch.Size) -> Step:
+    index: list[Any] = []
+    for size in shape:
+        kind = draw(st.sampled_from(["all", "all", "all", "slice", "int", "none", "ids"]))
+        start = draw(st.integers(0, size - 1)) if size else 0
+        item: Any = {"all": slice(None), "slice": slice(start, None), "int": start, "none": None}.get(kind)
+        if kind == "ids":
+            item = torch.tensor(draw(st.lists(st.integers(0, max(size - 1, 0)), min_size=1, max_size=3)))
+        index.extend([None, slice(None)] if item is None else [item])
+    many = [i for i, item in enumerate(index) if isinstance(item, Tensor)]
+    for i in many[1:]:  # index tensors must broadcast together
+        index[i] = index[many[0]].clamp(max=0)
+    chosen = tuple(index)
+    return f"[{chosen}]", lambda x: x[chosen]
+
+
+def _narrow(draw: Any, shape: torch.Size) -> Step:
+    dim = draw(st.integers(0, len(shape) - 1))
+    start = draw(st.integers(0, shape[dim] - 1))
+    length = draw(st.integers(1, shape[dim] - start))
+    kind = draw(st.sampled_from(["narrow", "select", "index_select"]))
+    if kind == "narrow":
+        return f"narrow({dim}, {start}, {length})", lambda x: x.narrow(dim, start, length)
+    if kind == "select":
+        return f"select({dim}, {start})", lambda x: x.select(dim, start)
+    return f"index_select({dim})", lambda x: x.index_select(dim, torch.arange(start, start + length).flip(0))
+
+
+def _join(draw: Any, shape: torch.Size) -> Step:
+    dim, times = draw(st.integers(-len(shape), len(shape) - 1)), draw(st.integers(1, 2))
+    kind = draw(st.sampled_from(["cat", "cat_constant", "stack", "hstack", "vstack"]))
+    if kind == "cat":
+        return f"cat({times}, {dim})", lambda x: torch.cat([x] * times, dim)
+    if kind == "cat_constant":
+        return f"cat_constant({dim})", lambda x: torch.cat([x, torch.zeros_like(x)], dim=dim)
+    if kind == "stack":
+        return f"stack({times}, {dim})", lambda x: torch.stack([x] * times, dim=dim)
+    return kind, lambda x: getattr(torch, kind)([x, x])
+
+
+def _product(draw: Any, shape: torch.Size) -> Step:
+    kind = draw(st.sampled_from(["right", "left", "vector", "pairs", "linear_like"]))
+    if kind == "right" or len(shape) == 1:
+        return "x @ ones", lambda x: x @ torch.ones(x.shape[-1], 2)
+    if kind == "left":
+        return "ones @ x", lambda x: torch.ones(2, x.shape[-2]) @ x
+    if kind == "vector":
+        return "x @ vector", lambda x: torch.matmul(x, torch.ones(x.shape[-1]))
+    if kind == "pairs":
+        return "x @ x.mT", lambda x: x @ x.mT
+    return "ones(3, 1…) @ x", lambda x: torch.ones(3, *[1] * (len(shape) - 1), x.shape[-2]) @ x
+
+
+def _einsum(draw: Any, shape: torch.Size) -> Step:
+    letters = "abcdefgh"[: len(shape)]
+    kept = draw(st.permutations([c for c in letters if draw(st.booleans())]))
+    equation = f"{letters}->{''.join(kept)}"
+    if draw(st.booleans()):
+        equation = f"{letters},{letters}->{''.join(kept)}"
+        return equation, lambda x: torch.einsum(equation, x, x)
+    if draw(st.booleans()) and len(shape) > 1:
+        equation = f"...{letters[-1]},{letters[-1]}z->...z"
+        return equation, lambda x: torch.einsum(equation, x, torch.ones(x.shape[-1], 2))
+    return equation, lambda x: torch.einsum(equation, x)
+
+
+STEPS = [
+    _reshape, _flatten, _unflatten, _squeeze, _swap, _permute, _getter, _expand, _repeat, _interleave, _piece,
+    _split_sizes, _unbind, _reduce, _reduce_one, _pointwise, _index, _narrow, _join, _product, _einsum,
+]  # fmt: skip
+
+
+@st.composite
+def starts(draw: Any) -> tuple[tuple[int, ...], Layout]:
+    B, T, d = (draw(st.integers(1, 3)) for _ in range(3))
+    return draw(
+        st.sampled_from(
+            [
+                ((B, T, d), Layout(B, 0)),
+                ((T, B, d), Layout(B, 1)),
+                ((d, T, B), Layout(B, 2)),
+                ((B * T, d), Layout(B, 0, inner=T)),
+                ((T * B, d), Layout(B, 0, outer=T)),
+                ((T, 2 * B * d, 2), Layout(B, 1, outer=2, inner=d)),
+                ((B,), Layout(B, 0)),
+            ]
+        )
+    )
+
+
+@settings(max_examples=250, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_chains_of_calls_are_followed_rightly_or_lost(data: st.DataObject) -> None:
+    shape, layout = data.draw(starts())
+    x = torch.randn(shape)
+    chain: list[Callable[[Tensor], Tensor]] = []
+    names: list[str] = []
+
+    def whole(value: Tensor) -> Tensor:
+        for step in chain:
+            value = step(value)
+        return value
+
+    for _ in range(data.draw(st.integers(1, 5))):
+        now = whole(x)
+        if now.dim() == 0 or not 0 < now.numel() < LIMIT:
+            break
+        name, step = data.draw(st.sampled_from(STEPS))(data.draw, now.shape)
+        chain.append(step)
+        names.append(name)
+        if assert_right(whole, x, layout, names) is None:
+            break

@@ -1,0 +1,126 @@
+"""Checkpoints load whole or not at all, and never behind what was spent."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from tacit import PrivacyEngine
+from tacit.errors import CheckpointError
+
+RECORDS, FEATURES, CLASSES = 12, 4, 3
+
+
+def make(width=5, *, accountant="pld", seed=None, poisson=True):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(FEATURES, width), nn.Tanh(), nn.Linear(width, CLASSES))
+    data = TensorDataset(torch.randn(RECORDS, FEATURES), torch.randint(0, CLASSES, (RECORDS,)))
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    noise = None if seed is None else torch.Generator().manual_seed(seed + 1)
+    engine = PrivacyEngine(accountant=accountant)
+    made = engine.make_private(
+        module=model,
+        optimizer=torch.optim.Adam(model.parameters(), lr=0.01),
+        data_loader=DataLoader(data, batch_size=4, generator=generator),
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+        noise_generator=noise,
+        poisson_sampling=poisson,
+    )
+    return engine, *made
+
+
+def epoch(model, optimizer, loader):
+    for x, y in loader:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("accountant", ["pld", "rdp"])
+def test_a_resumed_run_goes_on_as_if_never_stopped(tmp_path, accountant):
+    path = tmp_path / "run.pt"
+    engine, model, optimizer, loader = make(accountant=accountant, seed=3)
+    epoch(model, optimizer, loader)
+    engine.save_checkpoint(path, module=model, optimizer=optimizer)
+    epoch(model, optimizer, loader)
+    other, resumed, other_optimizer, other_loader = make(accountant=accountant, seed=99)
+    other.load_checkpoint(path, module=resumed, optimizer=other_optimizer)
+    assert other.accountant.steps == 3
+    epoch(resumed, other_optimizer, other_loader)
+    assert other.get_epsilon(1e-5) == engine.get_epsilon(1e-5)
+    for p, q in zip(model.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(p, q)  # given generators were restored, so draws and noise are the same
+
+
+def test_the_file_loads_with_weights_only_and_has_plain_keys(tmp_path):
+    path = tmp_path / "run.pt"
+    engine, model, optimizer, _ = make()
+    engine.save_checkpoint(path, module=model, optimizer=optimizer)
+    content = torch.load(path, weights_only=True)
+    assert list(content["model"]) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert content["settings"]["noise_multiplier"] == 1.0
+    assert content["generators"] == {"noise": {}, "loader": None}  # secret generators are never written
+    assert list(tmp_path.iterdir()) == [path]  # no temporary file is left
+
+
+def unchanged(engine, model, optimizer, path, match):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    steps = engine.accountant.steps
+    with pytest.raises(CheckpointError, match=match):
+        engine.load_checkpoint(path, module=model, optimizer=optimizer)
+    assert engine.accountant.steps == steps
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_torn_foreign_and_missing_files(tmp_path):
+    engine, model, optimizer, _ = make()
+    whole = tmp_path / "whole.pt"
+    engine.save_checkpoint(whole, module=model, optimizer=optimizer)
+    torn = tmp_path / "torn.pt"
+    torn.write_bytes(whole.read_bytes()[:-200])
+    unchanged(engine, model, optimizer, torn, "cannot be read")
+    torn.write_bytes(b"")
+    unchanged(engine, model, optimizer, torn, "cannot be read")
+    foreign = tmp_path / "foreign.pt"
+    torch.save(model.state_dict(), foreign)
+    unchanged(engine, model, optimizer, foreign, "not written by save_checkpoint")
+    unchanged(engine, model, optimizer, tmp_path / "none.pt", "no checkpoint")
+    content = torch.load(whole, weights_only=True)
+    torch.save(content | {"version": 99}, foreign)
+    unchanged(engine, model, optimizer, foreign, "format 99")
+    torch.save(content | {"accountant": {"nonsense": 1}}, foreign)
+    unchanged(engine, model, optimizer, foreign, ".")
+
+
+def test_another_model_or_optimizer(tmp_path):
+    path = tmp_path / "run.pt"
+    engine, model, optimizer, _ = make()
+    engine.save_checkpoint(path, module=model, optimizer=optimizer)
+    other, wide, wide_optimizer, _ = make(width=6)
+    unchanged(other, wide, wide_optimizer, path, r"0\.weight has the shape")
+    third, same, _, _ = make()
+    half = torch.optim.Adam(same[0].parameters())
+    unchanged(third, same, half, path, "does not fit")
+
+
+def test_a_checkpoint_behind_what_was_spent(tmp_path):
+    path = tmp_path / "run.pt"
+    engine, model, optimizer, loader = make()
+    engine.save_checkpoint(path, module=model, optimizer=optimizer)
+    epoch(model, optimizer, loader)
+    unchanged(engine, model, optimizer, path, "forget spent budget")
+
+
+def test_epochs_of_a_resumed_run_are_new_epochs(tmp_path):
+    path = tmp_path / "run.pt"
+    engine, model, optimizer, loader = make(poisson=False)
+    epoch(model, optimizer, loader)
+    one = engine.get_epsilon(1e-5)
+    engine.save_checkpoint(path, module=model, optimizer=optimizer)
+    other, resumed, other_optimizer, other_loader = make(poisson=False)
+    other.load_checkpoint(path, module=resumed, optimizer=other_optimizer)
+    epoch(resumed, other_optimizer, other_loader)
+    assert [release.epoch for release, _ in other.accountant.history] == [1, 2]
+    assert other.get_epsilon(1e-5) > 1.2 * one
