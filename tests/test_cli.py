@@ -31,9 +31,7 @@ def test_epsilon_json():
 
 
 def test_sizes_instead_of_rate_and_steps():
-    output = run(
-        "epsilon", "--noise-multiplier", "1", *SIZES, "--delta", "1e-5", "--accountant", "rdp", "--json"
-    )
+    output = run("epsilon", "--noise-multiplier", "1", *SIZES, "--delta", "1e-5", "--accountant", "rdp", "--json")
     report = json.loads(output)
     assert report["inputs"]["steps"] == 33
     assert report["inputs"]["sample_rate"] == 100 / 1050
@@ -98,7 +96,5 @@ def test_module_runs_without_torch():
         "except SystemExit as stop:\n    assert not stop.code\n"
         "assert 'torch' not in sys.modules"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True)
     assert done.stdout.startswith("epsilon = 1.82")

@@ -17,7 +17,7 @@ def make(criterion, model=None, **changes):
     torch.manual_seed(0)
     model = model or nn.Linear(D, K)
     engine = PrivacyEngine()
-    _, optimizer, loader, wrapped = engine.make_private(
+    _, _optimizer, _loader, wrapped = engine.make_private(
         module=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
         data_loader=DataLoader(TensorDataset(torch.arange(B)), batch_size=B),

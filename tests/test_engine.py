@@ -102,9 +102,7 @@ class TestWhatComesBack:
         model.zero_grad()
         backward(model, batch)
         plain = [p.grad.clone() for p in model.parameters()]
-        expected = torch.autograd.grad(
-            nn.functional.cross_entropy(model(batch[0]), batch[1]), list(model.parameters())
-        )
+        expected = torch.autograd.grad(nn.functional.cross_entropy(model(batch[0]), batch[1]), list(model.parameters()))
         for found, g in zip(plain, expected, strict=True):
             torch.testing.assert_close(found, g)
         parts.optimizer.step()  # no longer refused
