@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tacit import PrivacyEngine
-from tacit.errors import SecondBackwardError
+from tacit.errors import LeakError, SecondBackwardError
 from tacit.testing import check_exactness
 
 B, D, K = 6, 4, 3
@@ -198,3 +198,17 @@ def test_ghost_holds_no_activations_between_its_passes(monkeypatch):
     wrapped(model(x), x).backward()
     assert len(most) == 12  # two passes over six layers
     assert max(most) == 1
+
+
+def test_a_way_around_the_gates_is_refused_in_ghost_mode_too():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(D, D), nn.Linear(D, K)
+
+        def forward(self, x):
+            return self.second(torch.vmap(torch.tanh)(self.first(x)))
+
+    _, model, wrapped = make(nn.CrossEntropyLoss(), Net())
+    with pytest.raises(LeakError, match="second"):
+        wrapped(model(torch.randn(B, D)), torch.randint(0, K, (B,)))

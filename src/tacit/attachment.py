@@ -78,7 +78,7 @@ class Attachment:
         """Put a changed plan into force, for coming backwards and releases."""
         self.plan = dataclasses.replace(self.plan, **values)
 
-    def clipped(self, run: Pass, factors: Factors, uses: Mapping[str, Use], scale: float) -> None:
+    def clipped(self, run: Pass, factors: Factors, uses: Mapping[str, Use]) -> None:
         """Take note of a clipped physical batch."""
         self._release.clipped_to(factors.sensitivity)
         self.draws.used(all(p.grad is None for p in self.parameters.values()))
@@ -89,16 +89,16 @@ class Attachment:
             factors.sensitivity,
         )
         if self.settings.mode == "hooks":
-            self._leave_grad_samples(run, uses, scale)
+            self._leave_grad_samples(run, uses)
 
-    def _leave_grad_samples(self, run: Pass, uses: Mapping[str, Use], scale: float) -> None:
+    def _leave_grad_samples(self, run: Pass, uses: Mapping[str, Use]) -> None:
         for name, parameter in self.parameters.items():
             use = uses.get(name)
             samples = 0 if run.dummy else run.samples
             if use is None:
                 gradients: Tensor = parameter.new_zeros((samples, *parameter.shape))
             else:
-                gradients = (use.dense() * scale)[:samples].to(parameter.dtype)
+                gradients = use.dense()[:samples].to(parameter.dtype)
             parameter.grad_sample = gradients  # type: ignore[attr-defined]
 
     def _on_release(self) -> None:

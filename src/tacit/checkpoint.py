@@ -21,6 +21,17 @@ from tacit.optimizer import PrivateOptimizer
 
 FORMAT = "tacit-checkpoint"
 VERSION = 1
+_UNREADABLE = (
+    # What torch.load raises on torn and foreign files, depending on where they break off.
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    pickle.UnpicklingError,
+)
 KEYS = ("model", "optimizer", "accountant", "settings", "generators")
 
 
@@ -116,7 +127,7 @@ def _read(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no checkpoint at {path}.") from error
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, KeyError) as error:
+    except _UNREADABLE as error:
         raise CheckpointError(
             f"{path} cannot be read: it is torn, or was not written by save_checkpoint(). Nothing was "
             f"changed. ({error})"

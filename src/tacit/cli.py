@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from tacit import accounting
-from tacit.errors import ConfigurationError
+from tacit.demo.command import demo_command
+from tacit.errors import ConfigurationError, TacitError
 
 app = typer.Typer(
     name="tacit",
@@ -35,7 +36,7 @@ def main() -> None:
     """Run the command line; a bad argument is one line on stderr and exit code 2."""
     try:
         app()
-    except ConfigurationError as error:
+    except TacitError as error:
         print(f"tacit: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
 
@@ -161,6 +162,8 @@ def _show(text: str, inputs: dict[str, Any], result: dict[str, Any], accountant:
     else:
         typer.echo(f"{text} ({known.mechanism()}, {known.adjacency}, Poisson sampling)")
 
+
+app.command("demo")(demo_command)
 
 if __name__ == "__main__":
     main()

@@ -56,6 +56,8 @@ class PrivateCriterion(nn.Module):
         if opened is None or not torch.is_grad_enabled() or not losses.requires_grad:
             return value
         run, carrier = opened
+        # The two passes look at what leads to the carrier only; a way around it must not go unseen.
+        self._session.guard.check_graph(losses, carrier)
         if run.plain_only or run.dummy or run.samples != losses.shape[0]:
             return value
         weight = 1.0 / losses.shape[0] if self.reduction == "mean" else 1.0

@@ -54,7 +54,7 @@ class GhostClipper:
             )
         norms = _Norms(run)
         _backward(run, terms, norms.take, retain=True)
-        factors = self._plain.factors(run, norms.finish())
+        factors = self._plain.factors(run, norms.finish(), self._plain.scale(run))
         self._plain.observe(run, factors, {})
         sums = _Sums(factors)
         _backward(run, terms, sums.take, retain=False)

@@ -91,7 +91,7 @@ class ClippedUses:
 class Observer(Protocol):
     """Is told what each backward clipped; the engine's statistics."""
 
-    def clipped(self, run: Pass, factors: Factors, uses: Mapping[str, Use], scale: float) -> None: ...
+    def clipped(self, run: Pass, factors: Factors, uses: Mapping[str, Use]) -> None: ...
 
 
 class Clipper:
@@ -114,23 +114,25 @@ class Clipper:
 
     def __call__(self, run: Pass, recorded: Mapping[str, list[Use]]) -> ClippedUses:
         uses = {name: join(several) for name, several in recorded.items()}
-        if self._keep_dense:
-            uses = {name: Dense(use.dense()) for name, use in uses.items()}
-        factors = self.factors(run, {name: use.squared_norms() for name, use in uses.items()})
+        scale = self.scale(run)
+        if self._keep_dense:  # they are for the user's eyes: of the size of single samples' gradients
+            uses = {name: Dense(use.dense() * scale) for name, use in uses.items()}
+            scale = 1.0
+        factors = self.factors(run, {name: use.squared_norms() for name, use in uses.items()}, scale)
         if not bool(factors.finite.all()):
             uses = {name: use.without(~factors.finite) for name, use in uses.items()}
         self.observe(run, factors, uses)
         return ClippedUses(uses, factors)
 
     def observe(self, run: Pass, factors: Factors, uses: Mapping[str, Use]) -> None:
-        self._observer.clipped(run, factors, uses, self.scale(run))
+        self._observer.clipped(run, factors, uses)
 
-    def factors(self, run: Pass, squares: Mapping[str, Tensor]) -> Factors:
+    def factors(self, run: Pass, squares: Mapping[str, Tensor], scale: float) -> Factors:
         like = next(iter(squares.values()), torch.zeros(()))
         return clipping_factors(
             squares,
             self._plan().policy,
-            scale=self.scale(run),
+            scale=scale,
             dummy=run.dummy,
             like=like,
             samples=run.samples,

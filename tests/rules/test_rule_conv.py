@@ -10,6 +10,9 @@ from tacit.rules import conv as rules
 from tacit.rules.conv import Geometry, unfold, weight_use
 from tacit.uses import Dense, Layout
 
+# torch warns once, from the reference loop.
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel lengths:UserWarning")
+
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 SPATIAL = {1: (7,), 2: (6, 5), 3: (4, 3, 5)}
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -150,15 +153,18 @@ def test_positional_arguments(exact: Any) -> None:
 
 def test_a_patch_embedding(exact_any: Any) -> None:
     exact_any.op(
-        lambda x, w, b: F.conv2d(x, w, b, stride=4).flatten(2).transpose(1, 2), torch.randn(4, 3, 8, 8), w=(4, 3, 4, 4), b=(4,)
+        lambda x, w, b: F.conv2d(x, w, b, stride=4).flatten(2).transpose(1, 2),
+        torch.randn(4, 3, 8, 8),
+        w=(4, 3, 4, 4),
+        b=(4,),
     )
 
 
 def test_one_image_without_a_batch_dimension_is_refused(exact_auto: Any) -> None:
     with pytest.raises(PrivacyError, match="without a batch dimension|mixes"):
-        exact_auto.op(lambda x, w: F.conv1d(x, w), torch.randn(4, 6), w=(4, 4, 3))
+        exact_auto.private(lambda x, w: F.conv1d(x, w), torch.randn(4, 6), w=(4, 4, 3))
 
 
 def test_a_kernel_from_the_batch_is_refused(exact_auto: Any) -> None:
     with pytest.raises(PrivacyError, match="come from the batch"):
-        exact_auto.op(lambda x, w: F.conv1d(x, x, w), torch.randn(4, 4, 4), w=(4,))
+        exact_auto.private(lambda x, w: F.conv1d(x, x, w), torch.randn(4, 4, 4), w=(4,))

@@ -68,6 +68,23 @@ class LeakGuard:
                 "Change gradients after the noise instead, in a hook of optimizer.register_step_pre_hook."
             )
 
+    def check_graph(self, value: Tensor, carrier: Tensor) -> None:
+        """Raise if ``value`` depends on a watched parameter by a way that does not pass the carrier.
+
+        Raises:
+            LeakError: names the parameter.
+        """
+        watched = {node: name for name, node in self._nodes.items()}
+        pending, seen = [value.grad_fn], {carrier.grad_fn}
+        while pending:
+            node = pending.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if node in watched:
+                raise LeakError(_message(watched[node], alone=True))
+            pending.extend(edge[0] for edge in node.next_functions)
+
     def accept(self, name: str, gradient: Tensor) -> None:
         """Take a released gradient for what it is: adding to it, or releasing it again, reveals nothing new."""
         self._accumulated[name] = _identity(gradient)

@@ -12,6 +12,8 @@ from tacit.uses import Layout
 
 def follow_index(_f: Any, source: Tensor, layout: Layout, args: Any, _kwargs: Any, _out: Tensor) -> Layout | None:
     """``x[index]`` with integers, slices, None, Ellipsis and index tensors."""
+    if source is not args[0]:  # a constant table, read by ids of the batch
+        return layout if source is args[1] and not _is_mask(source) else None
     index = args[1] if isinstance(args[1], tuple) else (args[1],)
     if any(isinstance(item, (list, range)) or _is_mask(item) for item in index):
         if any(_is_mask(item) or isinstance(item, range) for item in index):

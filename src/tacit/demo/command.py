@@ -41,7 +41,7 @@ def demo_command(
         "seed": seed,
     }
     try:
-        from tacit.demo.run import run_demo
+        from tacit.demo.run import DemoInterrupt, run_demo
     except ModuleNotFoundError as error:
         if error.name not in _NEEDED:
             raise
@@ -51,8 +51,8 @@ def demo_command(
     given = {name: value for name, value in options.items() if value is not None}
     try:
         result = run_demo(given, out, resume=resume)
-    except KeyboardInterrupt:
-        typer.echo(f"tacit: interrupted; go on with: tacit demo --resume --out {out}", err=True)
+    except DemoInterrupt as interrupt:
+        typer.echo(f"tacit: {interrupt}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     typer.echo(f"report: {result.page}")
     typer.echo(result.line)

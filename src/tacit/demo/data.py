@@ -46,7 +46,5 @@ def load(seed: int) -> Digits:
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
     labels = torch.tensor(digits.target, dtype=torch.int64)
-    train, test = train_test_split(
-        range(len(labels)), test_size=HELD_OUT, stratify=digits.target, random_state=seed
-    )
+    train, test = train_test_split(range(len(labels)), test_size=HELD_OUT, stratify=digits.target, random_state=seed)
     return Digits(images[train], labels[train], images[test], labels[test])

@@ -130,9 +130,7 @@ class PrivateRun:
             TacitError: the folder cannot be written any more.
         """
         try:
-            self.engine.save_checkpoint(
-                self._folder / CHECKPOINT, module=self.network, optimizer=self._optimizer
-            )
+            self.engine.save_checkpoint(self._folder / CHECKPOINT, module=self.network, optimizer=self._optimizer)
             self.record.write(self._folder / RECORD)
         except OSError as error:
             raise TacitError(

@@ -76,9 +76,7 @@ def write_results(private: PrivateRun, plain: PlainResult, digits: Digits, folde
     write_text(folder / PRIVACY, json.dumps(numbers, indent=2, allow_nan=False) + "\n")
     page = write_report(_report(private, plain, digits, facts, test_accuracy, versions), folder)
     options = private.record.options
-    return DemoResult(
-        test_accuracy, plain.accuracies[-1], facts.epsilon, options.delta, private.steps, page
-    )
+    return DemoResult(test_accuracy, plain.accuracies[-1], facts.epsilon, options.delta, private.steps, page)
 
 
 def _facts(private: PrivateRun, digits: Digits) -> PrivacyFacts:
@@ -124,9 +122,7 @@ def _report(
         plain_curve=Curve(plain.steps, plain.accuracies),
         epsilon_curve=Curve(steps, [point.epsilon for point in record.points]),
         clipped_curve=Curve([step for step, _ in record.clipped], [share for _, share in record.clipped]),
-        norms=NormHistogram(
-            norm_edges(), {"first epoch": record.first_norms, "last epoch": record.last_norms}
-        ),
+        norms=NormHistogram(norm_edges(), {"first epoch": record.first_norms, "last epoch": record.last_norms}),
         confusion=confusion_matrix(private.network, digits),
         classes=CLASSES,
         settings={

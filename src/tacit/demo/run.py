@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,11 @@ from tacit.demo.progress import TrainingProgress
 from tacit.demo.record import read_record
 from tacit.demo.results import DemoResult, write_results
 from tacit.errors import ConfigurationError, TacitError
+from tacit.report.numbers import upward
+
+
+class DemoInterrupt(KeyboardInterrupt):
+    """Ctrl-C after the run was planned and saved."""
 
 
 def run_demo(
@@ -39,14 +45,19 @@ def run_demo(
     Raises:
         ConfigurationError: an option has no meaning here, or differs from the run to resume.
         CheckpointError: what is to be resumed is torn or of another plan.
-        KeyboardInterrupt: Ctrl-C; the run is saved.
+        DemoInterrupt: Ctrl-C; the run is saved, and the message says how to go on.
     """
     private, digits = _resumed(given, folder) if resume else _started(given, folder)
-    with _one_thread(), TrainingProgress() as progress:
-        private.train(progress, on_step)
-        plain = train_plain(private.record.options, digits, progress)
     try:
+        with _one_thread(), TrainingProgress() as progress:
+            private.train(progress, on_step)
+            plain = train_plain(private.record.options, digits, progress)
         return write_results(private, plain, digits, folder)
+    except KeyboardInterrupt as interrupt:
+        raise DemoInterrupt(
+            f"interrupted after {private.steps} of {private.planned_steps} steps, at epsilon "
+            f"{upward(private.epsilon)}; go on with: tacit demo --resume --out {shlex.quote(str(folder))}"
+        ) from interrupt
     except OSError as error:
         raise TacitError(
             f"the report cannot be written in {folder} ({error.strerror}): make room there, then --resume."

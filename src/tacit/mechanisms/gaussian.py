@@ -20,7 +20,8 @@ def add_gaussian_noise(total: Tensor, *, std: float, divisor: float, noise: Nois
         noise: where the noise comes from.
     """
     working = torch.promote_types(total.dtype, torch.float32)
-    released = total.to(working, copy=True)
     if std > 0:
-        released.add_(noise.normal(total.shape, total.device).to(working), alpha=std)
+        released = noise.normal(total.shape, total.device).to(working).mul_(std).add_(total)
+    else:
+        released = total.to(working, copy=True)
     return released.div_(divisor).to(total.dtype)

@@ -12,9 +12,7 @@ from tacit.report.numbers import compact
 def accuracy_plot(private: Curve, plain: Curve) -> bytes:
     """Test accuracy against steps, with and without privacy."""
     figure, axes = style.figure()
-    axes.plot(
-        plain.steps, _percents(plain), color=style.PLAIN, linewidth=2, linestyle="--", label="without privacy"
-    )
+    axes.plot(plain.steps, _percents(plain), color=style.PLAIN, linewidth=2, linestyle="--", label="without privacy")
     axes.plot(private.steps, _percents(private), color=style.PRIVATE, linewidth=2, label="with privacy")
     axes.set_ylim(0, 102)
     axes.set_xlim(left=0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from tacit.errors import ConfigurationError
 from tacit.report.content import PrivacyFacts
 from tacit.report.numbers import compact, upward
@@ -63,15 +65,18 @@ def not_covered(facts: PrivacyFacts) -> list[str]:
     ]
     if facts.delta * facts.records >= 1:
         lines.append(
-            f"Much, at δ = {compact(facts.delta)}: it is not below 1/{facts.records}, and publishing a whole record now and "
-            "then would satisfy it. Choose a smaller δ."
+            f"Rare but total failures: δ = {compact(facts.delta)} is not below 1/{facts.records}, and publishing a "
+            "whole record now and then would satisfy that. Choose a smaller δ."
         )
     return lines
 
 
 def _guarantee(facts: PrivacyFacts) -> str:
+    if not math.isfinite(facts.epsilon):
+        return "None: ε is infinite, because noise was missing from at least one release."
     return (
         f"The private training is (ε, δ)-differentially private with ε = {upward(facts.epsilon)} at "
-        f"δ = {compact(facts.delta)} (target: ε ≤ {facts.target_epsilon:g}). Whatever the trained weights reveal is at most "
-        "exp(ε) times as likely with any one record as without it, and the other way round, up to a probability of δ."
+        f"δ = {compact(facts.delta)} (target: ε ≤ {facts.target_epsilon:g}). Whatever the trained weights reveal is "
+        f"at most exp(ε) = {upward(math.exp(facts.epsilon), 1)} times as likely with any one record as without it, and "
+        "the other way round, up to a probability of δ."
     )

@@ -1,0 +1,127 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tacit.capture.indexing import follow_index, follow_narrow
+from tacit.uses import Layout
+
+B = Layout(3, 0)
+MIDDLE = Layout(3, 1)
+ids = torch.tensor([2, 0, 1])
+rows = torch.arange(3)
+
+
+def followed(layout: Layout, index: Any) -> Layout | None:
+    x = torch.zeros(3, 3, 3)
+    return follow_index(None, x, layout, (x, index), {}, x[index])
+
+
+@pytest.mark.parametrize(
+    ("layout", "index", "expected"),
+    [
+        (B, slice(None), B),
+        (B, Ellipsis, B),
+        (B, None, MIDDLE),
+        (B, (slice(None), 0), B),
+        (B, (slice(None), -1, None), B),
+        (B, (Ellipsis, 0), B),
+        (B, (None, Ellipsis, None), MIDDLE),
+        (B, (slice(None), ids), B),
+        (B, (slice(None), None, ids), B),
+        (B, (slice(None), ids, ids), B),
+        (B, (slice(None), [2, 0]), B),
+        (B, (rows, ids), B),
+        (B, (rows, slice(None), ids), B),
+        (B, (rows, ids, ids), B),
+        (B, ([0, 1, 2], ids), B),
+        (B, (rows[:, None], ids), B),
+        (B, slice(0, 3), B),
+        (MIDDLE, 0, B),
+        (MIDDLE, (0, Ellipsis), B),
+        (MIDDLE, ids, MIDDLE),
+        (MIDDLE, torch.stack([ids, ids]), Layout(3, 2)),
+        (MIDDLE, (ids, slice(None), 0), MIDDLE),
+        (MIDDLE, (ids, slice(None), ids), MIDDLE),
+        (MIDDLE, (slice(None), slice(None), ids), MIDDLE),
+        (MIDDLE, (slice(0, 1),), MIDDLE),
+    ],
+    ids=str,
+)
+def test_the_batch_is_followed(layout: Layout, index: Any, expected: Layout) -> None:
+    assert followed(layout, index) == expected
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        0,
+        (0, Ellipsis),
+        ids,
+        ids.flip(0),
+        rows[:2],
+        [2, 1, 0],
+        slice(1, None),
+        slice(0, 2),
+        slice(None, None, 2),
+        torch.tensor([True, True, True]),
+        torch.ones(3, 3, dtype=torch.bool),
+        (ids, rows),
+        torch.tensor([0, 0, 0]),
+        torch.tensor([0, 1, 2, 0, 1, 2]),
+    ],
+    ids=str,
+)
+def test_a_choice_among_samples_is_lost(index: Any) -> None:
+    assert followed(B, index) is None
+
+
+def test_negative_row_numbers_are_not_taken_for_an_order() -> None:
+    assert followed(B, torch.tensor([-1, -2, -3])) is None
+
+
+def test_rows_across_a_broadcast_pair() -> None:
+    """x[i[None], j[:, None]]: the samples follow the index in which they are chosen."""
+    assert followed(B, (rows[:, None], rows[None])) == B
+    found = followed(B, (rows[None], rows[:, None]))
+    assert found in (None, MIDDLE)
+
+
+@pytest.mark.parametrize(
+    ("index", "expected"),
+    [
+        (slice(0, 6), Layout(3, 0, inner=2)),
+        (slice(6, 12), Layout(3, 0, inner=2)),
+        (slice(None), Layout(3, 0, outer=2, inner=2)),
+        (slice(0, 3), None),
+        (slice(1, 7), None),
+        (slice(None, None, 2), None),
+        (slice(6, 6), None),
+    ],
+    ids=str,
+)
+def test_slices_of_several_views(index: slice, expected: Layout | None) -> None:
+    layout = Layout(3, 0, outer=2, inner=2)
+    x = torch.zeros(12, 2)
+    assert follow_index(None, x, layout, (x, index), {}, x[index]) == expected
+
+
+def narrowed(function: Any, layout: Layout, *args: Any, **kwargs: Any) -> Layout | None:
+    x = torch.zeros(6, 3, 2)
+    out: Tensor = function(x, *args, **kwargs)
+    return follow_narrow(function, x, layout, (x, *args), kwargs, out)
+
+
+def test_narrow_select_and_index_select() -> None:
+    two = Layout(3, 0, outer=2)
+    assert narrowed(torch.narrow, two, 0, 3, 3) == B
+    assert narrowed(torch.narrow, two, dim=0, start=0, length=3) == B
+    assert narrowed(torch.narrow, two, 0, 1, 3) is None
+    assert narrowed(torch.narrow, two, 1, 0, 2) == two
+    assert narrowed(torch.select, two, 1, 0) == two
+    assert narrowed(torch.select, MIDDLE, 0, 0) == B
+    assert narrowed(torch.select, MIDDLE, -1, 0) == MIDDLE
+    assert narrowed(torch.select, MIDDLE, 1, 0) is None
+    assert narrowed(torch.index_select, MIDDLE, 0, torch.tensor([1, 0])) == MIDDLE
+    assert narrowed(torch.index_select, MIDDLE, dim=1, index=torch.tensor([1, 0])) is None

@@ -1,0 +1,131 @@
+"""A norm that comes out too small is a privacy failure: the sample would be clipped too little."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from tacit.uses import DEFAULT_COSTS, CostModel, Dense, Gather, Outer, Use, join
+from tacit.uses.numerics import BLOCK, cancelled, sample_squares, wide
+
+TYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def true_squares(a: Tensor, g: Tensor) -> Tensor:
+    return torch.einsum("btp,btd->bpd", g.double(), a.double()).square().sum((1, 2))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("size", [1.0, 1e-2, 1e-4, 1e-6, 0.0])
+@pytest.mark.parametrize("T", [2, 8])
+def test_positions_that_nearly_cancel(dtype: torch.dtype, size: float, T: int) -> None:
+    """g_t ⊗ a_t and its negative, up to a perturbation."""
+    a = torch.randn(3, T, 16).repeat(1, 2, 1)
+    g = torch.randn(3, T, 8)
+    g = torch.cat([g, -g + size * torch.randn(3, T, 8)], 1)
+    a, g = a.to(dtype), g.to(dtype)
+    found = Outer(a, g, torch.Size((8, 16))).squared_norms()
+    expected = true_squares(a, g)
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-30)
+
+
+def test_many_positions_that_cancel_exactly() -> None:
+    a = torch.ones(2, 64, 4) * 1000
+    g = torch.ones(2, 64, 4)
+    g[:, ::2] = -1
+    g[1, 0, 0] += 1e-3
+    found = Outer(a, g, torch.Size((4, 4))).squared_norms()
+    torch.testing.assert_close(found, true_squares(a, g), rtol=1e-4, atol=1e-30)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-6, 0.0])
+def test_a_head_that_cancels_its_table(size: float) -> None:
+    """The tied head's gradient undoes the embedding's: ‖E + H‖² must not come from ‖E‖² + ‖H‖² − 2‖E‖‖H‖ in float32."""
+    ids, g = torch.arange(4).expand(3, 4).contiguous(), torch.randn(3, 4, 5)
+    onehot = torch.nn.functional.one_hot(ids, 6).float()
+    head = -g + size * torch.randn(3, 4, 5)
+    use = join([Gather(ids, g, 6), Outer(head, onehot, torch.Size((6, 5)))])
+    dense = torch.einsum("btv,btd->bvd", onehot.double(), g.double() + head.double())
+    torch.testing.assert_close(use.squared_norms(), dense.square().sum((1, 2)), rtol=1e-2, atol=1e-30)
+
+
+def test_two_uses_that_cancel() -> None:
+    a, g = torch.randn(3, 4, 5), torch.randn(3, 4, 6)
+    use = join([Outer(a, g, torch.Size((6, 5))), Outer(a, -g, torch.Size((6, 5)))])
+    assert (use.squared_norms() < 1e-9).all()
+    both = join([Gather(torch.zeros(3, 4, dtype=torch.long), g, 2), Gather(torch.zeros(3, 4, dtype=torch.long), -g, 2)])
+    assert (both.squared_norms() < 1e-9).all()
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_one_sample_that_cancels_among_others_that_do_not(dtype: torch.dtype) -> None:
+    a, g = torch.randn(3, 2, 16).to(dtype), torch.randn(3, 2, 8).to(dtype)
+    a[1, 1], g[1, 1] = a[1, 0], -g[1, 0] * (1 + 2**-7)
+    found = Outer(a, g, torch.Size((8, 16))).squared_norms()
+    torch.testing.assert_close(found, true_squares(a, g), rtol=1e-3, atol=0)
+
+
+def test_tiny_and_huge_gradients_in_bfloat16() -> None:
+    for scale in (1e-15, 1e-8, 1e8):
+        a, g = torch.randn(2, 3, 4).bfloat16(), (torch.randn(2, 3, 4) * scale).bfloat16()
+        found = Outer(a, g, torch.Size((4, 4))).squared_norms()
+        assert (found > 0).all()
+        torch.testing.assert_close(found, true_squares(a, g), rtol=1e-4, atol=0)
+
+
+def test_what_underflows_in_float32_is_far_below_any_bound() -> None:
+    a, g = torch.ones(2, 3, 4), torch.full((2, 3, 4), 1e-25)
+    found = Outer(a, g, torch.Size((4, 4))).squared_norms()
+    assert (found.sqrt() <= 1e-18).all()
+    assert (true_squares(a, g).sqrt() <= 1e-18).all()
+
+
+def test_long_sums_keep_their_precision() -> None:
+    values = torch.full((1, 3_000_000), 0.1)
+    expected = values.double().square().sum()
+    assert abs(float(sample_squares(values)) / float(expected) - 1) < 1e-6
+    assert abs(float(Dense(values).squared_norms()) / float(expected) - 1) < 1e-6
+
+
+@pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 7])
+def test_squares_at_the_edges_of_blocks(size: int) -> None:
+    values = torch.randn(3, size)
+    torch.testing.assert_close(sample_squares(values), values.double().square().sum(1), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_bad_sample_spoils_its_own_norm_only(poison: float) -> None:
+    a, g = torch.randn(3, 4, 5), torch.randn(3, 4, 6)
+    g[1, 2, 3] = poison
+    uses: list[Use] = [Outer(a, g, torch.Size((6, 5))), Gather(torch.zeros(3, 4, dtype=torch.long), g, 2), Dense(g)]
+    for use in uses:
+        squares = use.squared_norms()
+        assert torch.isfinite(squares).tolist() == [True, False, True]
+
+
+def test_wide_leaves_full_precision_alone() -> None:
+    for dtype, expected in (
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float64, torch.float64),
+    ):
+        assert wide(torch.zeros(1, dtype=dtype)).dtype == expected
+    x = torch.zeros(1)
+    assert wide(x) is x
+
+
+def test_suspicion_is_raised_by_small_results_only() -> None:
+    squares = torch.tensor([1.0, 1e-9, -1e-9, 0.0, 1.0], dtype=torch.float64)
+    bound = torch.tensor([1.0, 1.0, 1.0, 1.0, float("inf")], dtype=torch.float64)
+    assert cancelled(squares, bound, torch.float32).tolist() == [False, True, True, True, False]
+    assert not cancelled(torch.zeros(2).double(), torch.zeros(2).double(), torch.float32).any()
+
+
+def test_the_cost_model_keeps_to_its_memory_budget() -> None:
+    assert DEFAULT_COSTS.stores_outer(4, 512, 8, 8, 4)
+    assert not DEFAULT_COSTS.stores_outer(4, 2, 512, 512, 4)
+    assert not CostModel(dense_budget=100).stores_outer(4, 512, 8, 8, 4)
