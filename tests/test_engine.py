@@ -506,7 +506,7 @@ class TestStats:
         assert stats.quantiles[0.0] == float(stats.norms.min())
         assert stats.quantiles[1.0] == float(stats.norms.max())
 
-    @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e38])
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
     @pytest.mark.parametrize("mode", ["auto", "hooks", "ghost"])
     def test_a_sample_that_is_not_finite_contributes_nothing(self, mode, bad):
         criterion = {"criterion": nn.CrossEntropyLoss()} if mode == "ghost" else {}

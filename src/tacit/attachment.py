@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from tacit.accounting import Accountant
 from tacit.capture import Pass, Session
 from tacit.criterion import PrivateCriterion
+from tacit.errors import PrivacyError
 from tacit.ghost import GhostClipper
 from tacit.mechanisms import NoiseSource
 from tacit.optimizer import PrivateOptimizer
@@ -65,11 +66,15 @@ class Attachment:
         self._warned = False
         clipper = Clipper(lambda: self.plan, self, keep_dense=settings.mode == "hooks")
         clip = GhostClipper(clipper) if settings.mode == "ghost" else clipper
-        self.session = Session(module, parameters, clip, batch_first=settings.batch_first)
+        self.session = Session(module, parameters, clip, batch_first=settings.batch_first, at_hand=self._batch_at_hand)
         self._release = Releaser(
             lambda: self.plan, self.parameters, self.session.guard, self.draws, self.noise, accountant
         )
         self.optimizer = PrivateOptimizer(optimizer, self._on_release, self._on_forget)
+
+    def _batch_at_hand(self) -> tuple[int, int] | None:
+        draw = self.draws.current
+        return None if draw is None else (draw.index, self.draws.physical_records)
 
     def criterion(self, criterion: Callable[..., Any]) -> PrivateCriterion:
         return PrivateCriterion(criterion, self.session, self.plan.loss_reduction)
@@ -81,7 +86,15 @@ class Attachment:
     def clipped(self, run: Pass, factors: Factors, uses: Mapping[str, Use]) -> None:
         """Take note of a clipped physical batch."""
         self._release.clipped_to(factors.sensitivity)
-        self.draws.used(all(p.grad is None for p in self.parameters.values()))
+        # Whether there are gradients, never what they are: accounting must not depend on the data.
+        fresh = all(p.grad is None for p in self.parameters.values())
+        if fresh and self.optimizer.accumulating:
+            raise PrivacyError(
+                "the gradients of earlier pieces of this batch were cleared within it, by something else than "
+                "optimizer.zero_grad(), which knows better. Use that."
+            )
+        if not run.synthetic:
+            self.draws.used(0 if run.dummy else run.samples, fresh)
         self._used.update(factors.by_name)
         self.stats = ClipStats(
             0 if run.dummy else run.samples,
@@ -103,6 +116,7 @@ class Attachment:
 
     def _on_release(self) -> None:
         self._release()
+        self._drop_grad_samples()  # they must not reach a file with the model
         self.session.forget()
         self._warn_unused()
 
@@ -120,14 +134,18 @@ class Attachment:
                 stacklevel=4,
             )
 
+    def _drop_grad_samples(self) -> None:
+        for parameter in self.parameters.values():
+            parameter.__dict__.pop("grad_sample", None)
+
     def _on_forget(self) -> None:
+        self._drop_grad_samples()
         self._release.forget()
         self.session.guard.reset()
         self.draws.discard()
 
     def detach(self) -> None:
+        self.optimizer.discard_pending()  # a clipped sum without noise must not be left for a plain step
         self.session.detach()
         self.optimizer.detach()
-        if self.settings.mode == "hooks":
-            for parameter in self.parameters.values():
-                parameter.__dict__.pop("grad_sample", None)
+        self._drop_grad_samples()

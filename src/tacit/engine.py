@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,21 @@ class PrivacyEngine:
         if self._attachment is None:
             raise ConfigurationError("this engine has no private model: call make_private() first.")
         return self._attachment
+
+    @contextmanager
+    def synthetic(self) -> Iterator[None]:
+        """Say that the forwards in this block see rows that are no records, such as a generator's samples.
+
+        They are clipped like any others, but are not counted against the records that the loader handed out: a critic
+        may differentiate a real and a generated batch in one step. Records, or anything computed from them, must
+        not pass here.
+        """
+        session = self._attached.session
+        session.synthetic = True
+        try:
+            yield
+        finally:
+            session.synthetic = False
 
     def get_epsilon(self, delta: float) -> float:
         """Return the ε at ``delta`` of all that was released so far (0 if nothing was)."""

@@ -116,7 +116,7 @@ class _Sums:
     def take(self, name: str, use: Use) -> None:
         if self._dropped is not None:
             use = use.without(self._dropped)
-        total = use.weighted_sum(self._factors.by_name[name])
+        total = use.weighted_sum(self._factors.by_name[name], self._factors.sensitivity)
         known = self._totals.get(name)
         self._totals[name] = total if known is None else known.add_(total)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class PrivateOptimizer(Optimizer):
         self.inner = inner
         self._release = release
         self._forget = forget
+        self._known = self._stepped()
         self._held = False
         self._accumulating = False
         self._releasing = False
@@ -125,6 +126,11 @@ class PrivateOptimizer(Optimizer):
         if self._held:
             self._accumulating = True
             return loss
+        if self._stepped() != self._known:
+            raise PrivacyError(
+                "the original optimizer's parameter groups have changed since make_private(): new parameters would be "
+                "stepped without noise. Build the optimizer as it shall be before make_private()."
+            )
         self._release()
         self._accumulating = False
         self._releasing = True
@@ -141,6 +147,11 @@ class PrivateOptimizer(Optimizer):
         self.inner.zero_grad(set_to_none)
         self._forget()
 
+    @property
+    def accumulating(self) -> bool:
+        """Whether a part of a logical batch is pending, and more of it is to come."""
+        return self._accumulating
+
     def hold_release(self, hold: bool) -> None:
         """Say whether the coming ``step()`` ends a physical batch only, and so releases nothing."""
         self._held = hold
@@ -154,6 +165,5 @@ class PrivateOptimizer(Optimizer):
     def detach(self) -> None:
         self._guard.remove()
 
-    @property
-    def parameters(self) -> Iterable[Tensor]:
-        return (p for group in self.param_groups for p in group["params"])
+    def _stepped(self) -> set[int]:
+        return {id(p) for group in self.inner.param_groups for p in group["params"]}

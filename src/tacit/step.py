@@ -85,7 +85,7 @@ class ClippedUses:
 
     def sum(self, name: str) -> Tensor | None:
         use = self._uses.pop(name, None)
-        return None if use is None else use.weighted_sum(self._factors.by_name[name])
+        return None if use is None else use.weighted_sum(self._factors.by_name[name], self._factors.sensitivity)
 
 
 class Observer(Protocol):
@@ -197,6 +197,8 @@ class Releaser:
         plan = self._plan()
         trainable = {name: p for name, p in self._parameters.items() if p.requires_grad}
         self._check(trainable)
+        for name in self._parameters.keys() - trainable.keys():
+            self._parameters[name].grad = None  # frozen since its backward: what is there has no noise
         draws = self._draws.take()
         self._accountant.record(plan.sampling.event(plan.noise_multiplier, draws))
         std = plan.noise_multiplier * (self._pending or plan.policy.sensitivity)

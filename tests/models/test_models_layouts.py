@@ -130,7 +130,7 @@ def test_batch_in_dimension_one(exact: Any, B: int, T: int, d: int) -> None:
 def test_a_batch_of_mixed_rank(exact: Any) -> None:
     """Ids (B, T), a mask (B, T) and one number for each sample."""
     exact.op(
-        lambda i, mask, s, w, p: (F.embedding(i, w) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True) * s[:, None] * p,
+        lambda i, m, s, w, p: (F.embedding(i, w) * m[..., None]).sum(1) / m.sum(1, keepdim=True) * s[:, None] * p,
         torch.randint(0, 5, (4, 4)), torch.ones(4, 4), torch.rand(4) + 1, w=(5, 4), p=(4,),
     )  # fmt: skip
 

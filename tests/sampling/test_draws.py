@@ -12,25 +12,25 @@ def log() -> DrawLog:
 def test_one_draw_per_step(log):
     for index, records in enumerate([3, 0, 5]):
         log.drawn(records, epoch=1)
-        log.used(fresh=True)
+        log.used(0, fresh=True)
         assert log.take() == (Draw(index, 1, records),)
         assert log.current_released
 
 
 def test_gradients_accumulated_over_draws(log):
     log.drawn(3, 1)
-    log.used(fresh=True)
-    log.used(fresh=False)  # two backward passes on one draw count once
+    log.used(0, fresh=True)
+    log.used(0, fresh=False)  # two backward passes on one draw count once
     log.drawn(4, 1)
-    log.used(fresh=False)
+    log.used(0, fresh=False)
     assert log.take() == (Draw(0, 1, 3), Draw(1, 1, 4))
 
 
 def test_fresh_gradients_forget_earlier_contributions(log):
     log.drawn(3, 1)
-    log.used(fresh=True)
+    log.used(0, fresh=True)
     log.drawn(4, 1)
-    log.used(fresh=True)
+    log.used(0, fresh=True)
     assert log.take() == (Draw(1, 1, 4),)
 
 
@@ -43,7 +43,7 @@ def test_noise_only_step_takes_the_current_draw(log):
 
 def test_noise_only_step_after_a_release(log):
     log.drawn(3, 1)
-    log.used(fresh=True)
+    log.used(0, fresh=True)
     log.take()
     log.drawn(0, 1)
     assert log.take() == (Draw(1, 1, 0),)
@@ -51,18 +51,18 @@ def test_noise_only_step_after_a_release(log):
 
 def test_evaluation_pass_does_not_contribute(log):
     log.drawn(3, 1)
-    log.used(fresh=True)
+    log.used(0, fresh=True)
     log.take()
     for _ in range(4):
         log.drawn(3, 2)
     log.drawn(2, 3)
-    log.used(fresh=True)
+    log.used(0, fresh=True)
     assert log.take() == (Draw(5, 3, 2),)
 
 
 def test_evaluation_pass_between_backward_and_step(log):
     log.drawn(3, 1)
-    log.used(fresh=True)
+    log.used(0, fresh=True)
     log.drawn(3, 2)
     assert log.take() == (Draw(0, 1, 3),)
     assert not log.current_released
@@ -70,7 +70,7 @@ def test_evaluation_pass_between_backward_and_step(log):
 
 def test_discard(log):
     log.drawn(3, 1)
-    log.used(fresh=True)
+    log.used(0, fresh=True)
     log.drawn(4, 1)
     log.discard()
     assert log.take() == (Draw(1, 1, 4),)
@@ -82,22 +82,22 @@ def test_nothing_drawn_is_refused(log):
 
 
 def test_backward_before_the_first_draw_is_refused_even_if_a_draw_follows(log):
-    log.used(fresh=True)
+    log.used(0, fresh=True)
     log.drawn(3, 1)
-    log.used(fresh=False)
+    log.used(0, fresh=False)
     with pytest.raises(SamplingError, match="Iterate the loader that make_private returned"):
         log.take()
-    log.used(fresh=True)
+    log.used(0, fresh=True)
     assert log.take() == (Draw(0, 1, 3),)
 
 
 @pytest.mark.parametrize("backward", [False, True])
 def test_two_steps_on_one_draw_are_refused(log, backward):
     log.drawn(3, 1)
-    log.used(fresh=True)
+    log.used(0, fresh=True)
     log.take()
     if backward:
-        log.used(fresh=True)
+        log.used(0, fresh=True)
     with pytest.raises(
         SamplingError, match="two optimizer steps on one batch; draw a new batch for each step"
     ):
@@ -113,7 +113,7 @@ def test_second_noise_only_step_on_one_draw_is_refused(log):
 
 def test_two_steps_are_refused_after_discard(log):
     log.drawn(3, 1)
-    log.used(fresh=True)
+    log.used(0, fresh=True)
     log.take()
     log.discard()
     with pytest.raises(SamplingError, match="the original DataLoader was iterated"):
@@ -122,10 +122,10 @@ def test_two_steps_are_refused_after_discard(log):
 
 def test_gradient_not_cleared_after_release_is_refused(log):
     log.drawn(3, 1)
-    log.used(fresh=True)
+    log.used(0, fresh=True)
     log.take()
     log.drawn(4, 1)
-    log.used(fresh=False)
+    log.used(0, fresh=False)
     with pytest.raises(SamplingError, match="released already") as caught:
         log.take()
     assert "Draw 0 (epoch 1)" in str(caught.value)
@@ -133,13 +133,13 @@ def test_gradient_not_cleared_after_release_is_refused(log):
 
 def test_refused_take_releases_nothing(log):
     log.drawn(3, 1)
-    log.used(fresh=True)
+    log.used(0, fresh=True)
     log.take()
     log.drawn(4, 1)
-    log.used(fresh=False)
+    log.used(0, fresh=False)
     with pytest.raises(SamplingError):
         log.take()
-    log.used(fresh=True)
+    log.used(0, fresh=True)
     assert log.take() == (Draw(1, 1, 4),)
 
 
@@ -156,6 +156,30 @@ def test_physical_records(log):
 def test_memory_does_not_grow(log):
     for _ in range(100):
         log.drawn(1, 1)
-        log.used(fresh=True)
+        log.used(0, fresh=True)
         log.take()
     assert len(log._released) <= 2
+
+
+def test_a_record_cannot_be_counted_twice():
+    draws = DrawLog()
+    draws.drawn(4, 1)
+    draws.used(3, fresh=True)
+    draws.used(1, fresh=False)
+    with pytest.raises(SamplingError, match="5 samples were differentiated in this step"):
+        draws.used(1, fresh=False)
+    draws.discard()
+    draws.used(4, fresh=True)
+    assert [draw.records for draw in draws.take()] == [4]
+
+
+def test_pieces_of_a_logical_batch_add_up():
+    draws = DrawLog()
+    draws.drawn(5, 1)
+    for size in (3, 2):
+        draws.physical(size)
+        draws.used(size, fresh=size == 3)
+    with pytest.raises(SamplingError, match="6 samples"):
+        draws.used(1, fresh=False)
+    draws.drawn(2, 1)
+    draws.used(2, fresh=True)

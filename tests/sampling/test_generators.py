@@ -10,33 +10,6 @@ def numbers(generator: torch.Generator) -> list[int]:
     return torch.empty(700, dtype=torch.int64).random_(generator=generator).tolist()
 
 
-def test_system_generator_ignores_the_global_seed():
-    before = torch.get_rng_state()
-    torch.manual_seed(0)
-    first = numbers(system_generator())
-    torch.manual_seed(0)
-    assert numbers(system_generator()) != first
-    torch.set_rng_state(before)
-
-
-def test_torch_keeps_32_bits_of_a_seed():
-    # Why system_generator fills the state; should torch change, manual_seed would do.
-    short, long = (numbers(torch.Generator().manual_seed(seed)) for seed in (7, 7 + 2**32))
-    assert short == long
-
-
-def test_system_generator_has_more_entropy_than_its_seed(monkeypatch):
-    draws = iter([7] + [1] * 624 + [7] + [1] * 623 + [2])
-    monkeypatch.setattr("secrets.randbits", lambda _: next(draws))
-    assert numbers(system_generator()) != numbers(system_generator())
-
-
-def test_system_generator_is_uniform():
-    words = torch.empty(200_000, dtype=torch.int64).random_(generator=system_generator())
-    # Mean of uniforms within 6 standard deviations: 2e-9.
-    assert abs((words.double() / 2**63).mean().item() - 0.5) < 6 * (1 / 12 / 200_000) ** 0.5
-
-
 def test_user_generator():
     generator = torch.Generator()
     assert user_generator(DataLoader([1], generator=generator)) is generator

@@ -43,7 +43,7 @@ class SummingOptimizer:
 
     def backward(self, x: torch.Tensor) -> None:
         assert len(x) == self.draws.physical_records
-        self.draws.used(fresh=not self.pending)
+        self.draws.used(0, fresh=not self.pending)
         self.pending = self.pending + x.tolist()
 
     def step(self) -> None:

@@ -195,8 +195,7 @@ def _read_history(state: Mapping[str, Any], name: str) -> list[tuple[Release, in
         )
     try:
         return [
-            (release_from_dict(release), checked_count("release count", count))
-            for release, count in state["history"]
+            (release_from_dict(release), checked_count("release count", count)) for release, count in state["history"]
         ]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(

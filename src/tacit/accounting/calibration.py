@@ -20,9 +20,7 @@ TOLERANCE = 1e-3
 _LEAST_NOISE, _MOST_NOISE = 1e-3, 1e9
 
 
-def epsilon(
-    *, noise_multiplier: float, sample_rate: float, steps: int, delta: float, accountant: str = "pld"
-) -> float:
+def epsilon(*, noise_multiplier: float, sample_rate: float, steps: int, delta: float, accountant: str = "pld") -> float:
     """Upper bound on the ε of DP-SGD with Poisson sampling, under add-or-remove-one adjacency.
 
     Args:
@@ -67,9 +65,7 @@ def noise_multiplier(
     )
 
 
-def calibrate(
-    make_history: MakeHistory, target_epsilon: float, target_delta: float, accountant: str = "pld"
-) -> float:
+def calibrate(make_history: MakeHistory, target_epsilon: float, target_delta: float, accountant: str = "pld") -> float:
     """Smallest noise multiplier with which a planned history keeps to (ε, δ).
 
     Args:

@@ -144,18 +144,14 @@ def release_from_dict(data: Mapping[str, Any]) -> Release:
 def checked_number(name: str, value: object) -> float:
     """`value` as a finite float, or ConfigurationError naming it."""
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ConfigurationError(
-            f"{name} is {value!r}, which no privacy formula can use: pass a finite number."
-        )
+        raise ConfigurationError(f"{name} is {value!r}, which no privacy formula can use: pass a finite number.")
     return float(value)
 
 
 def checked_count(name: str, value: object, minimum: int = 1) -> int:
     """`value` as an int of at least `minimum`, or ConfigurationError naming it."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ConfigurationError(
-            f"{name} is {value!r}, but it counts something: pass an int of at least {minimum}."
-        )
+        raise ConfigurationError(f"{name} is {value!r}, but it counts something: pass an int of at least {minimum}.")
     return value
 
 

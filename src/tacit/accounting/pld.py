@@ -89,9 +89,7 @@ def chi_square(release: PoissonRelease) -> float:
     return math.fsum(p * r * math.expm1(s * t * inverse) for s, p in weighted for t, r in weighted)
 
 
-def _composed(
-    precision: float, sampled: Mapping[PoissonRelease, int], interval: float, delta: float
-) -> float:
+def _composed(precision: float, sampled: Mapping[PoissonRelease, int], interval: float, delta: float) -> float:
     from dp_accounting.pld import privacy_loss_distribution as pld
 
     parts = [_self_composed(release, count, interval) for release, count in sampled.items()]

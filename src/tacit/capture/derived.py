@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tacit.errors import PrivacyError
+from tacit.errors import PrivacyError, TacitError
 from tacit.rules import Slot
 from tacit.rules.registry import methods
 from tacit.uses import Dense, Use
@@ -32,9 +32,21 @@ def note_view(function: Callable[..., Any], args: tuple[Any, ...], out: Any) -> 
     source = args[0]
     if source.dim() == 2 and (function in _TRANSPOSES or function in _SWAPS):
         if out.shape == source.shape[::-1] and out.data_ptr() == source.data_ptr() and out.stride() != source.stride():
-            setattr(out, _VIEW, ("transpose", source))
+            _note(out, "transpose", source)
     elif function in _EXPANSIONS:
-        setattr(out, _VIEW, ("expand", source))
+        _note(out, "expand", source)
+
+
+def _note(out: Tensor, kind: str, source: Tensor) -> None:
+    setattr(out, _VIEW, (kind, source, out._version, source._version))
+
+
+def _noted(value: Tensor, kind: str) -> Tensor | None:
+    """Return the tensor that ``value`` is such a view of, unless either was written to since."""
+    found, source, version, source_version = getattr(value, _VIEW, ("", None, 0, 0))
+    if found != kind or source is None or value._version != version or source._version != source_version:
+        return None
+    return source  # type: ignore[no-any-return]
 
 
 def embed_once(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
@@ -46,14 +58,14 @@ def embed_once(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
         return None
     once: Tensor = function(ids[:1], *args[1:], **kwargs)
     expanded = once.expand(ids.shape[0], *once.shape[1:])
-    setattr(expanded, _VIEW, ("expand", once))
+    _note(expanded, "expand", once)
     return expanded
 
 
 def before_expansion(value: Tensor, dim: int) -> Tensor:
     """Return what ``value`` was before it was expanded along ``dim``, with size 1 there; else ``value``."""
-    kind, source = getattr(value, _VIEW, ("", value))
-    if kind != "expand" or source.dim() > value.dim():
+    source = _noted(value, "expand")
+    if source is None or source.dim() > value.dim():
         return value
     padded = (1,) * (value.dim() - source.dim()) + tuple(source.shape)
     same = all(a == b or a == 1 for a, b in zip(padded, value.shape, strict=True))
@@ -65,8 +77,7 @@ def before_expansion(value: Tensor, dim: int) -> Tensor:
 
 
 def transposed_source(value: Tensor) -> Tensor | None:
-    kind, source = getattr(value, _VIEW, ("", None))
-    return source if kind == "transpose" else None
+    return _noted(value, "transpose")
 
 
 def leaves_of(value: Tensor) -> list[Tensor]:
@@ -126,6 +137,8 @@ def pull_back(value: Tensor, leaves: Sequence[Tensor], dense: Tensor) -> list[Te
     for part in dense.split(size):
         try:
             chunks.append(_gradients(value, leaves, part, batched=True))
+        except TacitError:
+            raise
         except RuntimeError:
             rows = [_gradients(value, leaves, row, batched=False) for row in part]
             chunks.append([_stacked(column) for column in zip(*rows, strict=True)])

@@ -246,3 +246,13 @@ def compared(f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out
 def folded(_f: Any, source: Tensor, layout: Layout, args: Any, _kwargs: Any, out: Tensor) -> Layout | None:
     """``F.unfold`` and ``F.fold``: the batch must be dimension 0."""
     return layout if source is args[0] and layout.dim == 0 and layout.fits(out.shape) else None
+
+
+def without_last(_f: Any, source: Tensor, layout: Layout, _args: Any, _kwargs: Any, _out: Tensor) -> Layout | None:
+    """``view_as_complex``: the last dimension goes."""
+    return layout if layout.dim < source.dim() - 1 else None
+
+
+def outer(_f: Any, source: Tensor, layout: Layout, args: Any, _kwargs: Any, _out: Tensor) -> Layout | None:
+    """``outer(x, y)``: the rows are the first operand's."""
+    return layout.at(0 if source is args[0] else 1)

@@ -45,7 +45,9 @@ _FAMILIES: list[tuple[Follower, str]] = [
     (families.distances, "cdist"),
     (follow_narrow, "narrow select index_select"),
     (follow_index, "__getitem__"),
-    (families.left, "embedding one_hot"),
+    (families.left, "embedding one_hot view_as_real"),
+    (families.without_last, "view_as_complex"),
+    (families.outer, "outer ger"),
     (families.first_only, "linear bilinear"),
     (
         families.leading,
@@ -66,11 +68,11 @@ _FAMILIES: list[tuple[Follower, str]] = [
     (families.along(2), "take_along_dim gumbel_softmax"),
     (
         families.lost,
-        "tensordot take put put_ index_put index_put_ rot90 diag diag_embed diagflat outer ger kron cross unfold fold "
+        "tensordot take put put_ index_put index_put_ rot90 diag diag_embed diagflat kron cross unfold fold "
         "atleast_1d atleast_2d atleast_3d dstack hstack vstack row_stack column_stack cov corrcoef cartesian_prod "
         "combinations meshgrid block_diag unique masked_select nonzero argwhere bincount histc renorm renorm_ "
         "fliplr flipud chain_matmul cumulative_trapezoid trapezoid as_strided as_strided_ resize_ set_ sspaddmm "
-        "view_as_complex view_as_real pdist cosine_similarity pairwise_distance searchsorted bucketize mode quantile",
+        "pdist cosine_similarity pairwise_distance searchsorted bucketize mode quantile",
     ),
 ]
 
@@ -118,7 +120,7 @@ def follow(
             if mark.layout is None:
                 return mark
             if found is not None and mark.layout != found.layout:
-                return Mark(None, lost=_name(function))
+                return Mark(None, lost=_name(function), mixed=True)
             found = mark
     except NotBatchError:
         return None

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
@@ -24,23 +25,25 @@ class LeakGuard:
         self._nodes: dict[str, Any] = {}
         self._handles: list[Any] = []
         self._expected: dict[str, tuple[int, int]] = {}
-        self._accumulated: dict[str, tuple[int, int]] = {}
+        self._accumulated: dict[str, tuple[tuple[int, int], Tensor]] = {}
         self.broken = False
 
     def watch(self, name: str, parameter: Tensor) -> None:
-        """Watch a trainable parameter; once is enough."""
-        if name in self._nodes:
-            return
+        """Watch a trainable parameter. Autograd gives it a new node when its type or device changes."""
+        refuse_accumulation_hooks(name, parameter)
         node = get_gradient_edge(parameter).node
+        if self._nodes.get(name) is node:
+            return
         self._nodes[name] = node  # autograd forgets hooks with the node
-        self._handles.append(node.register_prehook(self._before(name)))
+        self._handles.append(node.register_prehook(self._before(name, parameter)))
         self._handles.append(node.register_hook(self._after(name, parameter)))
 
     def expect(self, name: str, gradient: Tensor) -> None:
         self._expected[name] = _identity(gradient)
 
-    def _before(self, name: str) -> Callable[[tuple[Tensor, ...]], None]:
+    def _before(self, name: str, parameter: Tensor) -> Callable[[tuple[Tensor, ...]], None]:
         def check(gradients: tuple[Tensor, ...]) -> None:
+            refuse_accumulation_hooks(name, parameter)
             expected = self._expected.pop(name, None)
             if expected is None or _identity(gradients[0]) != expected:
                 self.broken = True
@@ -51,7 +54,7 @@ class LeakGuard:
     def _after(self, name: str, parameter: Tensor) -> Callable[..., None]:
         def note(*_: Any) -> None:
             if parameter.grad is not None:
-                self._accumulated[name] = _identity(parameter.grad)
+                self.accept(name, parameter.grad)
 
         return note
 
@@ -61,19 +64,22 @@ class LeakGuard:
         Raises:
             PrivacyError: it was changed, or made by something else than a private backward.
         """
-        if self._accumulated.get(name) != _identity(gradient) and bool(gradient.any()):
+        identity, fingerprint = self._accumulated.get(name, ((0, 0), None))
+        same = identity == _identity(gradient) and fingerprint is not None and _same(fingerprint, gradient)
+        if not same and bool(gradient.any()):
             raise PrivacyError(
                 f"the gradient of {name!r} was changed between backward() and step() (clip_grad_norm_, an unscale, or "
                 "an assignment to .grad). The noise was calibrated for the clipped sum, not for what is there now. "
                 "Change gradients after the noise instead, in a hook of optimizer.register_step_pre_hook."
             )
 
-    def check_graph(self, value: Tensor, carrier: Tensor) -> None:
-        """Raise if ``value`` depends on a watched parameter by a way that does not pass the carrier.
+    def check_graph(self, value: Tensor, carrier: Tensor) -> bool:
+        """Tell whether all that ``value`` depends on and that wants a gradient is behind the carrier.
 
         Raises:
-            LeakError: names the parameter.
+            LeakError: it depends on a watched parameter by a way that does not pass the carrier.
         """
+        alone, reached = True, False
         watched = {node: name for name, node in self._nodes.items()}
         pending, seen = [value.grad_fn], {carrier.grad_fn}
         while pending:
@@ -83,11 +89,14 @@ class LeakGuard:
             seen.add(node)
             if node in watched:
                 raise LeakError(_message(watched[node], alone=True))
+            alone &= not node.name().endswith("AccumulateGrad")
             pending.extend(edge[0] for edge in node.next_functions)
+            reached |= any(edge[0] is carrier.grad_fn for edge in node.next_functions)
+        return alone and reached
 
     def accept(self, name: str, gradient: Tensor) -> None:
         """Take a released gradient for what it is: adding to it, or releasing it again, reveals nothing new."""
-        self._accumulated[name] = _identity(gradient)
+        self._accumulated[name] = _identity(gradient), _fingerprint(gradient)
 
     def reset(self) -> None:
         """Forget an interrupted backward and the gradients that it left."""
@@ -101,6 +110,30 @@ class LeakGuard:
         self._handles.clear()
         self._nodes.clear()
         self.reset()
+
+
+def refuse_accumulation_hooks(name: str, parameter: Tensor) -> None:
+    """Refuse hooks that would use the clipped sum as soon as it is there, before the noise.
+
+    Raises:
+        PrivacyError: ``parameter`` has a post-accumulate-grad hook.
+    """
+    if parameter._post_accumulate_grad_hooks:
+        raise PrivacyError(
+            f"{name!r} has a post-accumulate-grad hook (as for an optimizer step inside backward): it would see, and "
+            "could use, the gradient before the noise. Remove it; step hooks of the optimizer run after the noise."
+        )
+
+
+def _fingerprint(gradient: Tensor) -> Tensor:
+    """A number that tells whether a gradient was changed in ways that leave no trace (``.data``, foreach calls)."""
+    working = torch.promote_types(gradient.dtype, torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(gradient.detach(), dtype=working)
+    return norm
+
+
+def _same(fingerprint: Tensor, gradient: Tensor) -> bool:
+    return bool(torch.isclose(fingerprint, _fingerprint(gradient), rtol=1e-5, atol=0.0, equal_nan=True))
 
 
 def _identity(value: Tensor) -> tuple[int, int]:

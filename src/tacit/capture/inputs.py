@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tacit.capture.marks import map_tensors, mark_of
-from tacit.errors import ConfigurationError
-from tacit.uses import Layout
+from tacit.capture.marks import map_tensors, mark_of, tensors_in
+from tacit.errors import ConfigurationError, MixingError
 
 
-def _dim_of(value: Tensor, batch_dim: int) -> int | None:
+def size_of(value: Tensor, batch_dim: int) -> int | None:
+    """The size of an input in the batch dimension; None for a scalar."""
     if value.dim() == 0:
         return None
-    return batch_dim if value.dim() > batch_dim else 0
+    return value.shape[batch_dim if value.dim() > batch_dim else 0]
 
 
-def batch_size(tensors: Sequence[Tensor], batch_dim: int) -> int | None:
-    """Return the number of samples: the first input's size in the batch dimension that is not 1.
+def batch_size(
+    tensors: Sequence[Tensor], batch_dim: int, expected: int | None, constants: Collection[int]
+) -> int | None:
+    """Return the number of samples: that of the first input which is not known to be a constant.
 
-    Inputs of another size there, and of size 1, are constants to the engine (masks, shared position ids).
+    An input that has passed through the model before says it itself.
+
+    Args:
+        tensors: the inputs.
+        batch_dim: the batch dimension.
+        expected: the number of records at hand, if known.
+        constants: places of inputs that are known to carry no batch.
+
+    Returns:
+        The number, or None if no input has a dimension.
 
     Raises:
-        ConfigurationError: an input is a nested tensor.
+        ConfigurationError: an input is a nested tensor, or the first has not as many rows as there are records, and
+            another has.
     """
     sizes = []
-    for value in tensors:
+    for place, value in enumerate(tensors):
         if value.is_nested:
             raise ConfigurationError(
                 "a NestedTensor has no batch dimension whose rows can be followed. Pass a padded tensor and a mask."
@@ -36,15 +48,34 @@ def batch_size(tensors: Sequence[Tensor], batch_dim: int) -> int | None:
         mark = mark_of(value)
         if mark is not None and mark.layout is not None:
             return mark.layout.samples
-        dim = _dim_of(value, batch_dim)
-        if dim is not None:
-            sizes.append(value.shape[dim])
-    return next((size for size in sizes if size != 1), 1) if sizes else None
+        size = size_of(value, batch_dim)
+        if size is not None and place not in constants:
+            sizes.append(size)
+    if not sizes:
+        return None
+    if sizes[0] != expected and expected in sizes:
+        raise ConfigurationError(
+            f"the model's first input has {sizes[0]} rows, a later one {expected}, as many as there are records at hand: "
+            "which of them is the batch cannot be told. Pass the batch first; keep what is not of the batch "
+            "(positions, masks) in the module as a buffer."
+        )
+    return sizes[0]
 
 
-def layout_at_entry(value: Tensor, samples: int, batch_dim: int) -> Layout | None:
-    dim = _dim_of(value, batch_dim)
-    return Layout(samples, dim) if dim is not None and value.shape[dim] == samples else None
+def refuse_mixed_outputs(outputs: Any, path: str) -> None:
+    """Raise if an output pairs samples with each other.
+
+    Raises:
+        MixingError: names the call that did.
+    """
+    for value in tensors_in(outputs):
+        mark = mark_of(value)
+        if mark is not None and mark.mixed:
+            raise MixingError(
+                f"an output of {path} combines different samples of the batch (in `{mark.lost}`): a sample then moves "
+                "the gradients of others, and clipping bounds nothing. If an input is no batch but only has its size "
+                "(positions, a mask), store it in the module as a buffer."
+            )
 
 
 def one_sample(inputs: Any, batch_dim: int) -> Any:
@@ -54,11 +85,10 @@ def one_sample(inputs: Any, batch_dim: int) -> Any:
     """
 
     def fill(value: Tensor) -> Tensor:
-        dim = _dim_of(value, batch_dim)
-        if dim is None or value.shape[dim] != 0:
+        if size_of(value, batch_dim) != 0:
             return value
         shape = list(value.shape)
-        shape[dim] = 1
+        shape[batch_dim if value.dim() > batch_dim else 0] = 1
         return torch.zeros(shape, dtype=value.dtype, device=value.device, requires_grad=value.requires_grad)
 
     return map_tensors(fill, inputs)

@@ -22,10 +22,12 @@ class Mark:
         layout: where the samples are; None if that was lost (``lost`` says where) or there is no such
             dimension, as in a loss.
         lost: the call after which the layout was no longer known.
+        mixed: that call paired operands whose batch dimensions disagree, and so samples with each other.
     """
 
     layout: Layout | None
     lost: str = ""
+    mixed: bool = False
 
 
 def mark_of(value: object) -> Mark | None:

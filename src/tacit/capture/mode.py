@@ -13,11 +13,14 @@ from torch.overrides import TorchFunctionMode
 from tacit.capture.contact import CaptureContact, Frame, Names
 from tacit.capture.derived import embed_once, note_view
 from tacit.capture.follow import follow
+from tacit.capture.indexing import follow_index
 from tacit.capture.marks import Mark, clear_mark, mark_of, set_mark, tensors_in
 from tacit.errors import MixingError
 from tacit.rules import find_rule, refuse_batch_statistics
+from tacit.uses import Layout
 
 _BATCH_NORMS = (F.batch_norm, torch.batch_norm, torch.native_batch_norm)
+_NOT_IN_PLACE = ("__invert__", "__index__", "__int__", "__iter__")
 _INSTANCE_NORMS = (F.instance_norm, torch.instance_norm)
 
 
@@ -26,15 +29,14 @@ class Capture(TorchFunctionMode):
 
     Attributes:
         frame: the forward that is running.
-        path: names of the modules being called, outermost first.
-        buffers: names of the model's buffers by identity: the batch must not be written into them.
+        names: which parameters are private.
     """
 
-    def __init__(self, names: Names, buffers: dict[int, str], describe_module: Callable[[], str]) -> None:
+    def __init__(self, names: Names, state_at: Callable[[int], str | None], describe_module: Callable[[], str]) -> None:
         super().__init__()
         self.frame: Frame | None = None
         self.names = names
-        self.buffers = buffers
+        self._state_at = state_at
         self._describe_module = describe_module
 
     def __torch_function__(
@@ -79,14 +81,14 @@ class Capture(TorchFunctionMode):
             outputs = []
         else:
             outputs = list(tensors_in(out))
-        target = args[0] if args and isinstance(args[0], Tensor) else None
-        if target is not None and _writes(func):
-            self._refuse_buffer(func, target)
+        targets = _written(func, args, kwargs)
+        for target in targets:
+            self._refuse_state(func, target)
             if mark_of(target) is None:
-                _mark_written(target, marked)
+                _mark_written(func, target, marked, args)
                 outputs = [value for value in outputs if value is not target]
-            elif out is None:
-                return
+        if targets and out is None:
+            return
         for value in outputs:
             mark = follow(func, marked, args, kwargs, value)
             if mark is not None:
@@ -94,12 +96,13 @@ class Capture(TorchFunctionMode):
             else:
                 clear_mark(value)
 
-    def _refuse_buffer(self, func: Any, target: Tensor) -> None:
-        name = self.buffers.get(id(target))
+    def _refuse_state(self, func: Any, target: Tensor) -> None:
+        name = self._state_at(target.untyped_storage().data_ptr())
         if name is not None:
             raise MixingError(
                 f"`{func.__name__}` in {self._describe_module()} writes something computed from the batch into "
-                f"the buffer `{name}`, which is saved with the model without noise. Freeze the update, or remove the buffer."
+                f"`{name}`, which is saved with the model without noise. Freeze the update, or keep "
+                "the value outside the model."
             )
 
     def _refuse_statistics(self, func: Any, args: Any, kwargs: Any) -> None:
@@ -140,22 +143,36 @@ def _unmarked_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
     return out
 
 
-def _writes(func: Any) -> bool:
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors that a call writes into."""
     name = func.__name__
     if name.startswith("__"):
-        return name == "__setitem__" or (name.startswith("__i") and name not in ("__invert__", "__index__", "__int__"))
-    return bool(name.endswith("_"))
+        in_place = name == "__setitem__" or (name.startswith("__i") and name not in _NOT_IN_PLACE)
+    else:
+        in_place = name.endswith("_")
+    found = list(tensors_in(kwargs["out"])) if kwargs.get("out") is not None else []
+    return [*found, *tensors_in(args[0])] if in_place and args else found
 
 
-def _mark_written(target: Tensor, marked: list[Tensor]) -> None:
+def _mark_written(func: Any, target: Tensor, marked: list[Tensor], args: tuple[Any, ...]) -> None:
     """Mark a constant into which the batch was written, where its rows can be told."""
-    for value in marked:
-        mark = mark_of(value)
-        layout = None if mark is None else mark.layout
-        if layout is not None and value.dim() == target.dim() and layout.fits(target.shape):
-            set_mark(target, Mark(layout))
-            return
-    set_mark(target, Mark(None, lost="writing the batch into a constant"))
+    known = [mark.layout for value in marked if (mark := mark_of(value)) is not None and mark.layout is not None]
+    found: list[Layout] = []
+    for layout, value in zip(known, marked, strict=False):
+        places = [layout.at(dim) for dim in range(target.dim()) if layout.at(dim).fits(target.shape)]
+        if func is Tensor.__setitem__:
+            found += [place for place in places if _lands_on(target, place, args, layout, value)]
+        else:
+            found += [place for place in places if place.dim - layout.dim == target.dim() - value.dim()]
+    alone = len(known) == len(marked) and len(set(found)) == 1
+    set_mark(target, Mark(found[0]) if alone else Mark(None, lost="writing the batch into a constant"))
+
+
+def _lands_on(target: Tensor, place: Layout, args: tuple[Any, ...], layout: Layout, value: Tensor) -> bool:
+    """Whether the part of ``target`` that an index picks has the batch where ``value`` has it."""
+    region = target.detach()[args[1]]
+    seen = follow_index(None, target, place, (target, args[1]), {}, region)
+    return seen is not None and seen == layout.at(layout.dim + region.dim() - value.dim())
 
 
 def _detached(values: Any, chosen: set[int]) -> Any:

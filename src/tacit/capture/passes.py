@@ -50,6 +50,7 @@ class Pass:
     Attributes:
         samples: number of samples in the batch.
         dummy: the batch was empty and one made-up sample stands in for it: it must contribute nothing.
+        synthetic: none of its rows is a record.
         contacts: how many uses of each parameter the forwards promised.
         plain_only: two passes cannot be run over it (an input wants a gradient, or reentrant checkpointing).
         finished: the clipping has run.
@@ -57,9 +58,10 @@ class Pass:
         clipped: what the clipping made of the uses.
     """
 
-    def __init__(self, samples: int, clip: Clip, *, dummy: bool = False) -> None:
+    def __init__(self, samples: int, clip: Clip, *, dummy: bool = False, synthetic: bool = False) -> None:
         self.samples = samples
         self.dummy = dummy
+        self.synthetic = synthetic
         self.contacts: dict[str, int] = {}
         self.finished = False
         self.plain_only = False
@@ -68,6 +70,7 @@ class Pass:
         self._clip = clip
         self._uses: dict[str, list[Use]] = {}
         self._terms: list[tuple[Term, Tensor]] = []
+        self._terms_task = -1
         self._task = -1
         self._roots: dict[int, int] = {}
 
@@ -120,8 +123,11 @@ class Pass:
 
     def deposit(self, term: Term, gradient: Tensor) -> None:
         """Take a term of the loss that is being differentiated, and the gradient that reached its value."""
+        if current_task() != self._terms_task:  # an earlier backward failed
+            self._terms.clear()
+            self._terms_task = current_task()
         self._terms.append((term, gradient))
 
     def take_terms(self) -> list[tuple[Term, Tensor]]:
-        terms, self._terms = self._terms, []
+        terms, self._terms = (self._terms if current_task() == self._terms_task else []), []
         return terms

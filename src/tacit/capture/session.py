@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,12 +12,12 @@ from tacit.capture.contact import Frame, Names
 from tacit.capture.entrance import Entrance
 from tacit.capture.gates import make_carrier, tie
 from tacit.capture.guard import LeakGuard
-from tacit.capture.inputs import batch_size, empty_outputs, layout_at_entry, one_sample
+from tacit.capture.inputs import batch_size, empty_outputs, one_sample, refuse_mixed_outputs, size_of
 from tacit.capture.marks import Mark, clear_mark, map_tensors, mark_of, set_mark, tensors_in
 from tacit.capture.mode import Capture
 from tacit.capture.passes import Clip, ClippedSums, Pass, current_task
-from tacit.errors import ConfigurationError, SecondBackwardError
-from tacit.uses import Use
+from tacit.errors import ConfigurationError, MixingError, SecondBackwardError
+from tacit.uses import Layout, Use
 
 Patterns = dict[tuple[torch.Size, ...], list[Mark | None]]
 
@@ -30,10 +30,17 @@ class Session:
         parameters: the private parameters by name: those that the private optimizer steps.
         clip: called once per backward, after all rules have recorded.
         batch_first: whether inputs carry the batch in dimension 0 (else 1).
+        at_hand: which batch is at hand, and how many records it has; None if none was drawn.
     """
 
     def __init__(
-        self, module: nn.Module, parameters: Mapping[str, nn.Parameter], clip: Clip, *, batch_first: bool
+        self,
+        module: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        clip: Clip,
+        *,
+        batch_first: bool,
+        at_hand: Callable[[], tuple[int, int] | None],
     ) -> None:
         self.parameters = dict(parameters)
         self.guard = LeakGuard()
@@ -41,11 +48,13 @@ class Session:
         self._clip = clip
         self._batch_dim = 0 if batch_first else 1
         others = {name: p for name, p in module.named_parameters() if name not in self.parameters}
-        buffers = {id(buffer): name for name, buffer in module.named_buffers()}
-        self._capture = Capture(Names(dict(self.parameters), dict(others)), buffers, self._here)
+        self._capture = Capture(Names(dict(self.parameters), dict(others)), self._state_at, self._here)
         self._path: list[Entrance] = []
         self._patterns: dict[Entrance, tuple[Pass, Patterns]] = {}
-        self._current: tuple[Pass, Tensor, list[str]] | None = None
+        self._at_hand = at_hand
+        self.synthetic = False
+        self._constants: dict[Entrance, set[int]] = {}
+        self._current: tuple[Pass, Tensor, tuple[object, ...]] | None = None
         self._clipped_task = -1
         self._entrances = [Entrance(m, name or "the model", self) for name, m in module.named_modules()]
         for entrance in self._entrances:
@@ -104,7 +113,7 @@ class Session:
 
     def _outermost(self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors = list(tensors_in((args, kwargs)))
-        samples = batch_size(tensors, self._batch_dim)
+        samples = self._samples(entrance, tensors)
         trainable = [name for name, p in self.parameters.items() if p.requires_grad]
         if samples is None or not trainable:
             return entrance.inner(*args, **kwargs)
@@ -115,10 +124,8 @@ class Session:
         run.plain_only |= any(t.requires_grad for t in tensors)
         fresh = [t for t in tensors if mark_of(t) is None]
         try:
-            for value in fresh:
-                layout = layout_at_entry(value, run.samples, self._batch_dim)
-                if layout is not None:
-                    set_mark(value, Mark(layout))
+            for value in self._batch_inputs(entrance, tensors, run.samples):
+                set_mark(value, Mark(Layout(run.samples, self._batch_dim if value.dim() > self._batch_dim else 0)))
             self._remember(entrance, run, args, kwargs)
             out = self._under(Frame(run, carrier), entrance, args, kwargs)
             if run.plain_only:
@@ -126,7 +133,40 @@ class Session:
         finally:
             for value in fresh:
                 clear_mark(value)
+        refuse_mixed_outputs(out, entrance.path)
+        self._refuse_marked_buffers()
         return empty_outputs(out) if samples == 0 else out
+
+    def _samples(self, entrance: Entrance, tensors: list[Tensor]) -> int | None:
+        at_hand = None if self.synthetic else self._at_hand()
+        expected = None if at_hand is None else at_hand[1]
+        return batch_size(tensors, self._batch_dim, expected, self._constants.get(entrance, ()))
+
+    def _batch_inputs(self, entrance: Entrance, tensors: list[Tensor], samples: int) -> list[Tensor]:
+        """The inputs that carry the batch.
+
+        An input that once had another size than the batch (a mask (T, T), position ids (T,)) is a constant for good,
+        also in a batch of just that size.
+        """
+        constants = self._constants.setdefault(entrance, set())
+        found = []
+        for place, value in enumerate(tensors):
+            size = size_of(value, self._batch_dim)
+            if size is not None and size != samples:
+                constants.add(place)
+            elif size is not None and place not in constants and mark_of(value) is None:
+                found.append(value)
+        return found
+
+    def _refuse_marked_buffers(self) -> None:
+        for entrance in self._entrances:
+            for name, buffer in entrance.module._buffers.items():
+                if mark_of(buffer) is not None:
+                    raise MixingError(
+                        f"the forward of {entrance.path} left something computed from the batch in its buffer "
+                        f"`{name}`, which is saved with the model without noise. Freeze the update, or "
+                        "remove the buffer."
+                    )
 
     def _under(self, frame: Frame, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._capture.frame = frame
@@ -138,16 +178,21 @@ class Session:
 
     def _open(self, samples: int, trainable: list[str], *, dummy: bool) -> tuple[Pass, Tensor]:
         """Return the pass that a forward joins: the open one if it fits, else a new one."""
+        at_hand = self._at_hand()
+        key = (samples, dummy, at_hand, *trainable)
         if self._current is not None:
-            run, carrier, names = self._current
-            if not run.finished and not run.dummy and not dummy and run.samples == samples and names == trainable:
+            run, carrier, known = self._current
+            # Rows are matched by their place, so both forwards must have seen the whole batch at hand.
+            whole = at_hand is None or self.synthetic or dummy or samples == at_hand[1]
+            if not run.finished and known == key and whole:
+                run.synthetic &= self.synthetic
                 return run, carrier
-        run = Pass(samples, self._on_finished, dummy=dummy)
+        run = Pass(samples, self._on_finished, dummy=dummy, synthetic=self.synthetic)
         chosen = {name: self.parameters[name] for name in trainable}
         for name, parameter in chosen.items():
             self.guard.watch(name, parameter)  # again, for what was unfrozen since
         carrier = make_carrier(run, chosen, self.guard)
-        self._current = run, carrier, trainable
+        self._current = run, carrier, key
         return run, carrier
 
     # Recomputation by activation checkpointing
@@ -183,14 +228,22 @@ class Session:
         task = current_task()
         if task != -1 and task == self._clipped_task:
             raise SecondBackwardError(
-                "one backward() reached two private forwards with batches of different sizes: their samples cannot be "
-                "matched, and each would be clipped by itself. Give both forwards the same samples in the same "
-                "order, or call backward() after each forward."
+                "one backward() reached two private forwards whose samples cannot be matched: batches of different "
+                "sizes, or pieces of one batch. Each would be clipped by itself. Give both forwards the whole batch at "
+                "hand (split it with BatchMemoryManager), or call backward() after each forward."
             )
         self._clipped_task = task
         if self._current is not None and self._current[0] is run:
             self._current = None
         return self._clip(run, uses)
+
+    def _state_at(self, address: int) -> str | None:
+        """The name of the parameter or buffer whose storage is at ``address``."""
+        for entrance in self._entrances:
+            for name, value in (*entrance.module._buffers.items(), *entrance.module._parameters.items()):
+                if value is not None and value.untyped_storage().data_ptr() == address:
+                    return f"{entrance.path}.{name}"
+        return None
 
     def _here(self) -> str:
         if not self._path:

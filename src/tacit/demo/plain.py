@@ -38,7 +38,7 @@ def train_plain(options: DemoOptions, digits: Digits, progress: TrainingProgress
         for images, labels in loader:
             optimizer.zero_grad()
             loss = F.cross_entropy(network(images), labels)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             step += 1
             if step % READ_EVERY == 0 or step in (1, total):

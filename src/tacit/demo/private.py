@@ -167,7 +167,7 @@ class PrivateRun:
     def _step(self, images: Any, labels: Any) -> float:
         self._optimizer.zero_grad()
         loss = F.cross_entropy(self.network(images), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self._optimizer.step()
         stats = self.engine.stats
         if stats is not None:

@@ -12,6 +12,10 @@ from torch import Tensor
 from tacit.errors import LayoutError, MixingError, NoRuleError
 from tacit.uses import Layout, Use
 
+SENTINEL = torch.zeros(3, 1, 2, 1, 1)
+"""Every rule saves this first. Activation checkpointing compares what is saved when it recomputes; a recomputation in
+which the call did not go to its rule can then never be taken for one in which it did."""
+
 
 class Slot(ABC):
     """Takes the uses of one parameter. Rules record here, in their backward, and know nothing else of it."""

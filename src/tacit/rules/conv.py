@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tacit.rules.contact import Contact, Slot, detached, refuse_double_backward
+from tacit.rules.contact import SENTINEL, Contact, Slot, detached, refuse_double_backward
 from tacit.rules.linear import outer_use
 from tacit.rules.registry import rule_for
 from tacit.uses import Dense, Layout, Use
@@ -52,14 +52,14 @@ class ConvFunction(torch.autograd.Function):
     ) -> Tensor:
         function = _FUNCTIONS[x.dim() - 2]
         y = function(x, weight, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
-        ctx.save_for_backward(x.to(y.dtype), weight.to(y.dtype))
+        ctx.save_for_backward(SENTINEL, x.to(y.dtype), weight.to(y.dtype))
         ctx.settings = geometry, layout, weight_slot, bias_slot, x.dtype
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         refuse_double_backward()
-        x, weight = ctx.saved_tensors
+        _, x, weight = ctx.saved_tensors
         geometry, layout, weight_slot, bias_slot, dtype = ctx.settings
         if weight_slot is not None:
             weight_slot.record(weight_use(x, g, weight, geometry, layout))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tacit.errors import ConfigurationError
-from tacit.rules.contact import Contact, Slot, refuse_double_backward
+from tacit.rules.contact import SENTINEL, Contact, Slot, refuse_double_backward
 from tacit.rules.registry import rule_for
 from tacit.uses import Gather, Layout
 
@@ -28,14 +28,14 @@ class EmbeddingFunction(torch.autograd.Function):
         layout: Layout,
         slot: Slot,
     ) -> Tensor:
-        ctx.save_for_backward(ids)
+        ctx.save_for_backward(SENTINEL, ids)
         ctx.settings = weight.shape, padding_idx, by_frequency, layout, slot
         return F.embedding(ids, weight)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[None, ...]:
         refuse_double_backward()
-        (ids,) = ctx.saved_tensors
+        _, ids = ctx.saved_tensors
         (rows, _), padding_idx, by_frequency, layout, slot = ctx.settings
         ids = layout.split(ids).reshape(layout.samples, -1)
         g = layout.rows_of(g)

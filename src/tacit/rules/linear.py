@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tacit.rules.broadcast import broadcast
-from tacit.rules.contact import Contact, Slot, detached, refuse_double_backward
+from tacit.rules.contact import SENTINEL, Contact, Slot, detached, refuse_double_backward
 from tacit.rules.registry import rule_for
 from tacit.uses import DEFAULT_COSTS, Dense, Layout, Outer, Use
 
@@ -31,14 +31,14 @@ class LinearFunction(torch.autograd.Function):
     ) -> Tensor:
         y = F.linear(x, weight.t() if flipped else weight, bias)
         # Under autocast the product ran in y's type: keep what it read, not what it was given.
-        ctx.save_for_backward(x.to(y.dtype), weight.to(y.dtype))
+        ctx.save_for_backward(SENTINEL, x.to(y.dtype), weight.to(y.dtype))
         ctx.settings = flipped, layout, weight_slot, bias_slot, x.dtype
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         refuse_double_backward()
-        x, weight = ctx.saved_tensors
+        _, x, weight = ctx.saved_tensors
         flipped, layout, weight_slot, bias_slot, dtype = ctx.settings
         if weight_slot is not None:
             weight_slot.record(outer_use(layout.rows_of(x), layout.rows_of(g), weight.shape, flipped=flipped))

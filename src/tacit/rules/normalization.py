@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tacit.errors import MixingError
-from tacit.rules.contact import Contact, Slot, detached, refuse_double_backward
+from tacit.rules.contact import SENTINEL, Contact, Slot, detached, refuse_double_backward
 from tacit.rules.registry import rule_for
 from tacit.uses import Dense, Layout
 
@@ -32,14 +32,14 @@ class LayerNormFunction(torch.autograd.Function):
         bias_slot: Slot | None,
     ) -> Tensor:
         y, mean, rstd = torch.ops.aten.native_layer_norm(x, shape, weight, bias, eps)
-        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        ctx.save_for_backward(SENTINEL, x, weight, bias, mean, rstd)
         ctx.settings = shape, layout, weight_slot, bias_slot
         return y  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         refuse_double_backward()
-        x, weight, bias, mean, rstd = ctx.saved_tensors
+        _, x, weight, bias, mean, rstd = ctx.saved_tensors
         shape, layout, weight_slot, bias_slot = ctx.settings
         features = len(shape)
         if weight_slot is not None:
@@ -117,14 +117,14 @@ class GroupNormFunction(torch.autograd.Function):
         size, channels = x.shape[:2]
         area = x[0, 0].numel()
         y, mean, rstd = torch.ops.aten.native_group_norm(x, weight, bias, size, channels, area, groups, eps)
-        ctx.save_for_backward(x, weight, mean, rstd)
+        ctx.save_for_backward(SENTINEL, x, weight, mean, rstd)
         ctx.settings = groups, layout, weight_slot, bias_slot
         return y  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         refuse_double_backward()
-        x, weight, mean, rstd = ctx.saved_tensors
+        _, x, weight, mean, rstd = ctx.saved_tensors
         groups, layout, weight_slot, bias_slot = ctx.settings
         size, channels = x.shape[:2]
         # Rows folded into channels: one native call gives the input gradient and each row's affine gradients.

@@ -45,6 +45,8 @@ class DrawLog:
         self._released: set[int] = set()
         self._undrawn_contribution = False
         self._physical_records = 0
+        self._handed_out = 0
+        self._differentiated = 0
 
     @property
     def current(self) -> Draw | None:
@@ -66,20 +68,40 @@ class DrawLog:
         self._current = Draw(self._count, epoch, records)
         self._count += 1
         self._physical_records = records
+        self._handed_out = records
+        self._differentiated = 0
         self._forget_unreachable()
 
     def physical(self, records: int) -> None:
         """The loader hands out ``records`` records of the current logical batch."""
         self._physical_records = records
+        # The pieces of one logical batch add up to its records; its first entry stands for the whole.
+        self._handed_out = max(self._handed_out, records)
 
-    def used(self, fresh: bool) -> None:
+    def used(self, samples: int, fresh: bool) -> None:
         """A private backward ran on the current draw.
 
         Args:
+            samples: how many samples it clipped, each by itself.
             fresh: the gradients were empty before it, so that earlier contributions are gone.
+
+        Raises:
+            SamplingError: more samples were clipped than records were handed out, so that a record counts several
+                times.
         """
         if fresh:
             self.discard()
+        if self._current is not None:
+            self._differentiated += samples
+            if self._differentiated > self._handed_out:
+                raise SamplingError(
+                    f"{self._differentiated} samples were differentiated in this step, but the loader handed out "
+                    f"{self._handed_out} records: a record that appears several times (a second forward and "
+                    "backward, augmented copies, segments, rows of one record) would be clipped each time and count "
+                    "several times its bound. Join a record's rows in one forward and one backward (a dimension of "
+                    "their own, summed losses). Rows that are no records (generated samples) go into "
+                    "`with engine.synthetic():`. A loader that is read ahead must be iterated in step."
+                )
         if self._current is None:
             self._undrawn_contribution = True
         elif self._current not in self._contributions:
@@ -110,11 +132,13 @@ class DrawLog:
                     "optimizer.zero_grad()). A second release of one draw is not covered by epsilon."
                 )
         self._released.update(draw.index for draw in draws)
+        self._differentiated = 0
         return tuple(draws)
 
     def discard(self) -> None:
         """Forget what contributed: the pending gradient was thrown away."""
         self._contributions = []
+        self._differentiated = 0
         self._undrawn_contribution = False
         self._forget_unreachable()
 

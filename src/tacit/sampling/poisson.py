@@ -115,6 +115,4 @@ class PoissonSampling(Sampling):
                 "A release names no draw, so nothing says what it was computed from and it cannot be "
                 "accounted. Pass what DrawLog.take() returned."
             )
-        return PoissonRelease(
-            noise_multiplier=noise_multiplier, sample_rate=self.sample_rate, draws=len(draws)
-        )
+        return PoissonRelease(noise_multiplier=noise_multiplier, sample_rate=self.sample_rate, draws=len(draws))

@@ -27,8 +27,14 @@ class Use(ABC):
         """Return ``sum(G[b]**2)`` for each sample: shape ``(B,)``, float64."""
 
     @abstractmethod
-    def weighted_sum(self, factors: Tensor) -> Tensor:
-        """Return ``sum_b factors[b] * G[b]``, of the parameter's shape."""
+    def weighted_sum(self, factors: Tensor, limit: float) -> Tensor:
+        """Return ``sum_b factors[b] * G[b]``, of the parameter's shape, in float32 at least.
+
+        Args:
+            factors: ``(B,)``, non-negative.
+            limit: a bound on ``factors[b] * ‖G[b]‖``: where a sample's terms are much longer than that, and cancel,
+                they are summed with more precision.
+        """
 
     @abstractmethod
     def dense(self) -> Tensor:

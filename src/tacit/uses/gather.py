@@ -19,29 +19,35 @@ class Gather(Use):
         self.samples = ids.shape[0]
         self.shape = torch.Size((rows, g.shape[2]))
 
+        self._segments: tuple[Tensor, Tensor] | None = None
+
     def segments(self) -> tuple[Tensor, Tensor]:
         """Return the distinct rows of each sample and their summed gradients.
 
         Returns:
-            ``ids`` (B, T), sorted, and ``sums`` (B, T, d): ``sums[b, k]`` belongs to ``b``'s k-th *distinct*
-            row; the places past the last distinct row are zero. No tensor of the table's size is formed.
+            ``rows`` (B, T) and ``sums`` (B, T, d): ``sums[b, k]`` is the gradient of sample b's k-th distinct row,
+            ``rows[b, k]``. Past the last distinct row sums are zero (and rows 0). No tensor of the table's size is
+            formed.
         """
-        ids, order = self.ids.sort(dim=1)
-        g = wide(self.g).gather(1, order[:, :, None].expand_as(self.g))
-        starts = torch.ones_like(ids, dtype=torch.bool)
-        starts[:, 1:] = ids[:, 1:] != ids[:, :-1]
-        segment = starts.cumsum(1) - 1
-        sums = torch.zeros_like(g).scatter_add_(1, segment[:, :, None].expand_as(g), g)
-        return ids, sums
+        if self._segments is None:
+            ids, order = self.ids.sort(dim=1)
+            g = wide(self.g).gather(1, order[:, :, None].expand_as(self.g))
+            starts = torch.ones_like(ids, dtype=torch.bool)
+            starts[:, 1:] = ids[:, 1:] != ids[:, :-1]
+            segment = starts.cumsum(1) - 1
+            sums = torch.zeros_like(g).scatter_add_(1, segment[:, :, None].expand_as(g), g)
+            self._segments = torch.zeros_like(ids).scatter_(1, segment, ids), sums
+        return self._segments
 
     def squared_norms(self) -> Tensor:
         return sample_squares(self.segments()[1])
 
-    def weighted_sum(self, factors: Tensor) -> Tensor:
-        g = wide(self.g)
-        g = g * factors.to(g.dtype)[:, None, None]
-        total = torch.zeros(self.shape, dtype=g.dtype, device=g.device)
-        return total.index_add_(0, self.ids.flatten(), g.flatten(0, 1))
+    def weighted_sum(self, factors: Tensor, limit: float) -> Tensor:  # noqa: ARG002  see below
+        # From the sums whose norm was taken: terms of one row that cancel do so within their sample.
+        rows, sums = self.segments()
+        weighted = sums * factors.to(sums.dtype)[:, None, None]
+        total = torch.zeros(self.shape, dtype=sums.dtype, device=sums.device)
+        return total.index_add_(0, rows.flatten(), weighted.flatten(0, 1))
 
     def dense(self) -> Tensor:
         g = wide(self.g)

@@ -10,7 +10,7 @@ from torch import Tensor
 from tacit.uses.base import Use
 from tacit.uses.dense import Dense
 from tacit.uses.gather import Gather
-from tacit.uses.numerics import cancelled, sample_squares, wide
+from tacit.uses.numerics import cancelled, excessive, sample_squares, wide
 from tacit.uses.outer import Outer
 
 
@@ -47,8 +47,15 @@ class TableAndHead(Use):
         head = Outer(self.head.a[chosen].double(), self.head.g[chosen].double(), self.head.shape)
         return TableAndHead(table, head)
 
-    def weighted_sum(self, factors: Tensor) -> Tensor:
-        return self.table.weighted_sum(factors) + self.head.weighted_sum(factors)
+    def weighted_sum(self, factors: Tensor, limit: float) -> Tensor:
+        lengths = (sample_squares(self.head.a) * sample_squares(self.head.g)).sqrt() + self.table.squared_norms().sqrt()
+        apart = excessive(lengths, factors, limit)
+        if not bool(apart.any()):
+            return self.table.weighted_sum(factors, limit) + self.head.weighted_sum(factors, limit)
+        kept = factors.masked_fill(apart, 0)
+        rest = torch.tensordot(factors[apart].double(), self._part(apart).dense(), 1)
+        total = self.table.weighted_sum(kept, limit) + self.head.weighted_sum(kept, limit)
+        return total.add_(rest)
 
     def dense(self) -> Tensor:
         return self.table.dense() + self.head.dense()

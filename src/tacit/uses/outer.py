@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tacit.uses.base import Use, zero_samples
-from tacit.uses.numerics import cancelled, sample_squares, wide
+from tacit.uses.numerics import cancelled, excessive, out_of_range, sample_squares, wide
 
 
 class Outer(Use):
@@ -29,24 +29,37 @@ class Outer(Use):
         a, g = wide(self.a), wide(self.g)
         grams = torch.bmm(a, a.transpose(1, 2))
         grad_grams = torch.bmm(g, g.transpose(1, 2))
-        lengths = (_diagonals(grams) * _diagonals(grad_grams)).clamp(min=0).sqrt()
+        a_squares, g_squares = _diagonals(grams), _diagonals(grad_grams)
+        lengths = (a_squares * g_squares).clamp(min=0).sqrt().sum(1)
         squares = grams.mul_(grad_grams).sum((1, 2), dtype=torch.float64)
-        doubtful = cancelled(squares, lengths.sum(1).square(), a.dtype)
+        doubtful = cancelled(squares, lengths.square(), a.dtype)
+        if a.dtype == torch.float32:
+            doubtful |= out_of_range(a_squares.sum(1)) | out_of_range(g_squares.sum(1)) | out_of_range(squares)
         if bool(doubtful.any()):
             squares[doubtful] = sample_squares(_products(a[doubtful].double(), g[doubtful].double()))
         return squares
 
-    def weighted_sum(self, factors: Tensor) -> Tensor:
-        a, g = self.a.flatten(0, 1), self.g
-        weights = factors.to(torch.promote_types(g.dtype, torch.float32))[:, None, None]
-        # The narrower side is scaled; in the working type, so that the product stays one fast GEMM.
-        if a.shape[-1] < g.shape[-1]:
-            a = (self.a * weights).to(g.dtype).flatten(0, 1)
-        else:
-            g = (g * weights).to(a.dtype)
-        g = g.flatten(0, 1)
+    def weighted_sum(self, factors: Tensor, limit: float) -> Tensor:
+        if self.a.shape[1] > 1:
+            lengths = (sample_squares(self.a) * sample_squares(self.g)).sqrt()
+            apart = excessive(lengths, factors, limit)
+            if bool(apart.any()):
+                return self._sum(factors.masked_fill(apart, 0)) + self._sum_apart(factors, apart)
+        return self._sum(factors)
+
+    def _sum(self, factors: Tensor) -> Tensor:
+        a, g = wide(self.a), wide(self.g)
+        weights = factors.to(g.dtype)[:, None, None]
+        # The narrower side is scaled; the product stays one fast GEMM.
+        a, g = (a * weights, g) if a.shape[-1] < g.shape[-1] else (a, g * weights)
+        a, g = a.flatten(0, 1), g.flatten(0, 1)
         total = a.t() @ g if self.flipped else g.t() @ a
         return total.view(self.shape)
+
+    def _sum_apart(self, factors: Tensor, apart: Tensor) -> Tensor:
+        chosen = Outer(self.a[apart].double(), self.g[apart].double(), self.shape, flipped=self.flipped)
+        total: Tensor = torch.tensordot(factors[apart].double(), chosen.dense(), 1)
+        return total.to(wide(self.a).dtype)
 
     def dense(self) -> Tensor:
         pair = (self.g, self.a) if self.flipped else (self.a, self.g)

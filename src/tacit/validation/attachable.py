@@ -51,7 +51,8 @@ def _check_wrappers(module: nn.Module) -> None:
         raise NotImplementedError(
             "training in several processes is not supported yet: each would add noise of its own. Train in one."
         )
-    if isinstance(module, torch._dynamo.OptimizedModule):
+    compiled = any(m._compiled_call_impl is not None for m in module.modules())
+    if compiled or isinstance(module, torch._dynamo.OptimizedModule):
         raise NotImplementedError("torch.compile is not supported yet. Pass the original model.")
 
 
