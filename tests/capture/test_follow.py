@@ -439,7 +439,7 @@ CALLS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 A_BUG = pytest.mark.xfail(strict=True, reason="bug: a wrong layout")
 WRONG = {
-    ("setitem", 0), ("einsum bc", 0), ("einsum cb", 0), ("attention", 1), ("attention, swapped", 0), ("heads", 0),
+    ("einsum bc", 0), ("einsum cb", 0), ("attention", 1), ("attention, swapped", 0), ("heads", 0),
     ("padded batch", 0), ("fft", 0), ("cdist 3", 1), ("einsum outer", 1), ("baddbmm", 1), ("addbmm", 0),
     ("conv without a batch", 0),
 }  # fmt: skip

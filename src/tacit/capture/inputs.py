@@ -55,7 +55,7 @@ def batch_size(
         return None
     if sizes[0] != expected and expected in sizes:
         raise ConfigurationError(
-            f"the model's first input has {sizes[0]} rows, a later one {expected}, as many as there are records at hand: "
+            f"the model's first input has {sizes[0]} rows, a later one {expected}, as there are records at hand: "
             "which of them is the batch cannot be told. Pass the batch first; keep what is not of the batch "
             "(positions, masks) in the module as a buffer."
         )
