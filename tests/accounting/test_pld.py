@@ -26,13 +26,9 @@ def test_long_runs_compose_like_short_ones():
 
 
 def test_monotone_in_steps_and_noise():
-    by_steps = [
-        epsilon(noise_multiplier=1.0, sample_rate=0.05, steps=steps, delta=1e-5) for steps in (1, 2, 30, 31)
-    ]
+    by_steps = [epsilon(noise_multiplier=1.0, sample_rate=0.05, steps=steps, delta=1e-5) for steps in (1, 2, 30, 31)]
     assert by_steps == sorted(set(by_steps))
-    by_noise = [
-        epsilon(noise_multiplier=noise, sample_rate=0.05, steps=30, delta=1e-5) for noise in (4, 2, 1.01, 1)
-    ]
+    by_noise = [epsilon(noise_multiplier=noise, sample_rate=0.05, steps=30, delta=1e-5) for noise in (4, 2, 1.01, 1)]
     assert by_noise == sorted(set(by_noise))
 
 

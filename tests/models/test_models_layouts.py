@@ -162,11 +162,9 @@ MIXING = {
     "attention over the batch": lambda x, w: F.linear(F.scaled_dot_product_attention(x[None], x[None], x[None])[0], w),
     "statistics of the batch": lambda x, w: F.linear((x - x.mean()) / x.std(), w),
 }
-UNNOTICED = pytest.mark.xfail(strict=True, reason="bug: samples are mixed before a parameter, unnoticed")
-BUGS = ("distances", "attention over the batch")
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=UNNOTICED) if name in BUGS else name for name in MIXING])
+@pytest.mark.parametrize("name", MIXING)
 def test_mixing_before_a_parameter_is_refused(exact_auto: Any, name: str) -> None:
     """Afterwards no sample has a gradient of its own, so that clipping bounds nothing."""
     with pytest.raises(PrivacyError):

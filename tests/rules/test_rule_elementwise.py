@@ -234,12 +234,10 @@ def test_a_learned_mask_token(exact: Any) -> None:
     exact.op(lambda x, p: torch.where(x[..., :1] > 0, p, x), torch.randn(4, 4, 4), p=(4,))
 
 
-@pytest.mark.xfail(strict=True, reason="bug: the expanded parameter is no 0-dimensional value any more")
 def test_masked_fill_with_a_parameter(exact: Any) -> None:
     exact.op(lambda x, p: x.masked_fill(x > 0, p), torch.randn(4, 4, 4), p=())
 
 
-@pytest.mark.xfail(strict=True, reason="bug: the rule for cat does not know the keyword axis")
 def test_concatenation_along_an_axis(exact: Any) -> None:
     exact.op(lambda x, p: torch.concat([p.expand(x.shape[0], -1, -1), x], axis=1), torch.randn(4, 4, 4), p=(1, 1, 4))
 
@@ -255,11 +253,8 @@ LIKE = {
     "to": lambda x, p: x + p.to(x),
     "view_as": lambda x, p: x + p.view_as(x[0]),
 }
-REFUSED = pytest.mark.xfail(strict=True, reason="limitation: only the batch's shape or type is read, but it is refused")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=REFUSED) if "_as" in name or name == "to" else name for name in LIKE]
-)
+@pytest.mark.parametrize("name", LIKE)
 def test_parameters_shaped_like_the_batch(exact_auto: Any, name: str) -> None:
     exact_auto.op(LIKE[name], torch.randn(3, 4, 5), p=(4, 5))

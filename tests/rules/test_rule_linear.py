@@ -89,7 +89,6 @@ def test_addmm_with_its_factors(exact: Any, beta: float, alpha: float, bias: tup
     exact.op(lambda x, w, b: torch.addmm(b, x, w, beta=beta, alpha=alpha), torch.randn(4, 4), w=(4, 4), b=bias)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: a bias of one element in addmm or linear is not summed over the outputs")
 def test_a_bias_of_one_element(exact: Any) -> None:
     exact.op(lambda x, w, b: torch.addmm(b, x, w), torch.randn(3, 4), w=(4, 5), b=(1,))
 
@@ -156,7 +155,6 @@ def test_linear_and_products_with_the_batch_in_dimension_one(exact_any: Any, B: 
     exact_any.op(lambda x, w: (x.reshape(-1, d) @ w).view(x.shape), torch.randn(T, B, d), w=(d, d), batch_first=False)
 
 
-@pytest.mark.xfail(strict=True, reason="limitation: the batch in the rows of a batched product is refused")
 def test_bmm_whose_batch_is_the_heads(exact: Any) -> None:
     """A weight for each head, with (heads, B, d) activations."""
     exact.op(lambda x, w: torch.bmm(x.transpose(0, 1), w).transpose(0, 1), torch.randn(4, 4, 4), w=(4, 4, 4))

@@ -85,9 +85,7 @@ def test_dataclass_and_list_of_strings():
 
 
 def test_one_element_per_record_of_any_type():
-    images, targets = empty(
-        (torch.ones(2), {"box": torch.ones(4)}), lambda records: tuple(zip(*records, strict=True))
-    )
+    images, targets = empty((torch.ones(2), {"box": torch.ones(4)}), lambda records: tuple(zip(*records, strict=True)))
     assert images == ()
     assert targets == ()
 

@@ -98,9 +98,7 @@ def test_two_steps_on_one_draw_are_refused(log, backward):
     log.take()
     if backward:
         log.used(0, fresh=True)
-    with pytest.raises(
-        SamplingError, match="two optimizer steps on one batch; draw a new batch for each step"
-    ):
+    with pytest.raises(SamplingError, match="two optimizer steps on one batch; draw a new batch for each step"):
         log.take()
 
 

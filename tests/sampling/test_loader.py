@@ -85,10 +85,7 @@ def test_user_generator_makes_sampling_reproducible():
     assert rows(private(seed=4)) != rows(private(seed=5))
     explicit = DataLoader(DATA, 8)
     sampling = PoissonSampling.from_loader(explicit)
-    drawn = [
-        rows(private_loader(explicit, sampling, DrawLog(), torch.Generator().manual_seed(9)))
-        for _ in range(2)
-    ]
+    drawn = [rows(private_loader(explicit, sampling, DrawLog(), torch.Generator().manual_seed(9))) for _ in range(2)]
     assert drawn[0] == drawn[1]
 
 
@@ -136,9 +133,7 @@ def test_own_batches_are_counted_likewise():
     source = DataLoader(DATA, 16, shuffle=True)
     loader = private_loader(source, EpochSampling.from_loader(source), DrawLog())
     for _ in range(2):
-        assert [(loader.draws.current.epoch, len(x)) for x, _ in loader] == [
-            (loader.epoch, n) for n in (16, 16, 8)
-        ]
+        assert [(loader.draws.current.epoch, len(x)) for x, _ in loader] == [(loader.epoch, n) for n in (16, 16, 8)]
 
 
 def test_resume_goes_on_counting():

@@ -143,9 +143,7 @@ def test_break_in_mid_logical_batch(options):
                 if step == 1:
                     break
 
-    with pytest.warns(
-        RuntimeWarning, match="epoch 1, after 2 of its physical batches.*nothing of it was rel"
-    ):
+    with pytest.warns(RuntimeWarning, match="epoch 1, after 2 of its physical batches.*nothing of it was rel"):
         leave_early()
     assert optimizer.released == []
     assert optimizer.discarded == [logical()[0][:4]]

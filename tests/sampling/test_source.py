@@ -109,9 +109,7 @@ def test_refused(case, poisson):
 
 def test_drop_last_is_refused_where_it_changes_the_rate():
     loader = DataLoader(DATA, batch_size=4, drop_last=True)
-    with pytest.raises(
-        SamplingError, match="drop_last=True, and 10 records are no multiple of its batch size 4"
-    ):
+    with pytest.raises(SamplingError, match="drop_last=True, and 10 records are no multiple of its batch size 4"):
         check_source(loader, poisson=True)
     assert check_source(loader, poisson=False) == 10
     assert check_source(DataLoader(DATA, batch_size=5, drop_last=True), poisson=True) == 10

@@ -181,10 +181,36 @@ def first_only(_f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, 
     return layout if source is first and layout.dim < source.dim() - 1 and layout.fits(out.shape) else None
 
 
-def leading(_f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out: Tensor) -> Layout | None:
-    """Convolutions, pooling and normalization over (N, C, …): the batch must be dimension 0."""
+def leading(f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out: Tensor) -> Layout | None:
+    """Convolutions, pooling and normalization over (N, C, …): the batch must be dimension 0, and there."""
     first = args[0] if args else kwargs.get("input")
-    return layout if source is first and layout.dim == 0 and source.dim() > 1 and layout.fits(out.shape) else None
+    space = f.__name__[-2:]
+    least = int(space[0]) + 2 if space in ("1d", "2d", "3d") else 2
+    return layout if source is first and layout.dim == 0 and source.dim() >= least and layout.fits(out.shape) else None
+
+
+def padded(_f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out: Tensor) -> Layout | None:
+    """``F.pad``: from the last dimension on, two widths each."""
+    widths = kwargs.get("pad", args[1] if len(args) > 1 else ())
+    place = 2 * (source.dim() - 1 - layout.dim)
+    return layout if not any(widths[place : place + 2]) and layout.fits(out.shape) else None
+
+
+def attention(f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out: Tensor) -> Layout | None:
+    """Attention over the second last dimension, which must not be the batch."""
+    return right(f, source, layout, args, kwargs, out) if layout.dim < source.dim() - 2 else None
+
+
+def multi_head(_f: Any, source: Tensor, layout: Layout, args: Any, _kwargs: Any, out: Tensor) -> Layout | None:
+    """``multi_head_attention_forward`` of (T, N, E): values like the query, weights (N, …)."""
+    query = args[0]
+    if source.dim() != 3 or layout.dim != 1 or not any(source is operand for operand in args[:3]):
+        return None
+    values = out.shape == query.shape
+    weights = out.dim() >= 3 and out.shape[0] == layout.rows and out.shape[-1] == args[1].shape[0]
+    if values and weights:
+        return None
+    return layout if values else layout.at(0)
 
 
 def trailing(_f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out: Tensor) -> Layout | None:

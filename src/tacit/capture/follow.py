@@ -18,7 +18,7 @@ from torch import Tensor
 from tacit.capture import families
 from tacit.capture.families import Follower, NotBatchError
 from tacit.capture.indexing import follow_index, follow_narrow
-from tacit.capture.marks import Mark, mark_of
+from tacit.capture.marks import Mark, mark_of, set_mark
 from tacit.rules.registry import methods
 
 _OWNERS = (torch, Tensor, F)
@@ -41,7 +41,7 @@ _FAMILIES: list[tuple[Follower, str]] = [
     (families.interleave, "repeat_interleave"),
     (families.einsum, "einsum"),
     (families.matmul, "matmul __matmul__ mm bmm mv"),
-    (families.added_product, "addmm baddbmm addbmm addmv addmm_ baddbmm_"),
+    (families.added_product, "addmm baddbmm addmv addmm_ baddbmm_"),
     (families.distances, "cdist"),
     (follow_narrow, "narrow select index_select"),
     (follow_index, "__getitem__"),
@@ -58,6 +58,9 @@ _FAMILIES: list[tuple[Follower, str]] = [
         "channel_shuffle",
     ),
     (families.trailing, "layer_norm rms_norm"),
+    (families.padded, "pad"),
+    (families.attention, "scaled_dot_product_attention"),
+    (families.multi_head, "multi_head_attention_forward"),
     (families.along(1), "softmax log_softmax softmin cumsum cumprod cummax cummin logcumsumexp flip glu gather"),
     (families.along(1, -1), "sort argsort diff"),
     (families.along(2), "roll"),
@@ -68,7 +71,7 @@ _FAMILIES: list[tuple[Follower, str]] = [
     (families.along(2), "take_along_dim gumbel_softmax"),
     (
         families.lost,
-        "tensordot take put put_ index_put index_put_ rot90 diag diag_embed diagflat kron cross unfold fold "
+        "addbmm tensordot take put put_ index_put index_put_ rot90 diag diag_embed diagflat kron cross unfold fold "
         "atleast_1d atleast_2d atleast_3d dstack hstack vstack row_stack column_stack cov corrcoef cartesian_prod "
         "combinations meshgrid block_diag unique masked_select nonzero argwhere bincount histc renorm renorm_ "
         "fliplr flipud chain_matmul cumulative_trapezoid trapezoid as_strided as_strided_ resize_ set_ sspaddmm "
@@ -80,6 +83,9 @@ _FAMILIES: list[tuple[Follower, str]] = [
 def _table() -> dict[Callable[..., Any], Follower]:
     table = {f: follower for follower, names in _FAMILIES for f in methods(names.split(), *_OWNERS)}
     table.update(dict.fromkeys(families.NORMS, families.reduce))
+    transforms = methods("fft ifft rfft irfft hfft ihfft".split(), torch.fft)
+    several = methods("fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn fftshift ifftshift".split(), torch.fft)
+    table.update(dict.fromkeys(transforms, families.along(2, -1)) | dict.fromkeys(several, families.lost))
     # One row per sample, compared along the last or first dimension: read as a reduction.
     table[F.cosine_similarity] = table[torch.cosine_similarity] = families.compared
     table[F.pairwise_distance] = table[torch.pairwise_distance] = families.compared
@@ -113,9 +119,10 @@ def follow(
     """
     if function is Tensor.__getitem__:
         sources = [args[0]] if mark_of(args[0]) is not None else sources
+    args, again = _apart(args)
     found: Mark | None = None
     try:
-        for source in sources:
+        for source in (*sources, *again):
             mark = _seen_from(function, source, args, kwargs, out)
             if mark.layout is None:
                 return mark
@@ -125,6 +132,26 @@ def follow(
     except NotBatchError:
         return None
     return found
+
+
+def _apart(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[Tensor]]:
+    """Give an operand that is passed twice (``x @ x``) a second object, so that each role is looked at."""
+    seen: set[int] = set()
+    again: list[Tensor] = []
+
+    def separate(value: Any) -> Any:
+        if type(value) in (list, tuple):
+            return type(value)(separate(item) for item in value)
+        mark = mark_of(value)
+        if mark is None or id(value) not in seen:
+            seen.add(id(value))
+            return value
+        copy: Tensor = value.detach()
+        set_mark(copy, mark)
+        again.append(copy)
+        return copy
+
+    return tuple(separate(value) for value in args), again
 
 
 def _seen_from(function: Callable[..., Any], source: Tensor, args: Any, kwargs: Any, out: Tensor) -> Mark:

@@ -20,6 +20,7 @@ from tacit.rules import find_rule, refuse_batch_statistics
 from tacit.uses import Layout
 
 _BATCH_NORMS = (F.batch_norm, torch.batch_norm, torch.native_batch_norm)
+_FORM_ONLY = frozenset([Tensor.expand_as, Tensor.view_as, Tensor.reshape_as, Tensor.type_as, Tensor.to])
 _NOT_IN_PLACE = ("__invert__", "__index__", "__int__", "__iter__")
 _INSTANCE_NORMS = (F.instance_norm, torch.instance_norm)
 
@@ -48,6 +49,8 @@ class Capture(TorchFunctionMode):
         _sort(args, marked, trainable)
         if kwargs:
             _sort(tuple(kwargs.values()), marked, trainable)
+        if marked and func in _FORM_ONLY and mark_of(args[0]) is None:
+            marked = []  # the batch lends its shape or type only
         if not marked:
             return _unmarked_call(func, args, kwargs) if trainable else func(*args, **kwargs)
         if func in _BATCH_NORMS or func in _INSTANCE_NORMS:

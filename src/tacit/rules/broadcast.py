@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tacit.rules.contact import SENTINEL, Contact, Slot, refuse_double_backward
+from tacit.rules.contact import Contact, Slot, refuse_double_backward
 from tacit.uses import Dense, Layout
 
 
@@ -21,14 +21,12 @@ class PerSample(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, carrier: Tensor, value: Tensor, samples: int, slot: Slot) -> Tensor:
-        ctx.save_for_backward(SENTINEL)
         ctx.slot = slot
         return value.expand(samples, *value.shape)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[None, ...]:
         refuse_double_backward()
-        _ = ctx.saved_tensors  # activation checkpointing recomputes here, and checks
         ctx.slot.record(Dense(g))
         return None, None, None, None
 
@@ -38,14 +36,12 @@ class PerRow(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, carrier: Tensor, value: Tensor, dim: int, layout: Layout, slot: Slot) -> Tensor:
-        ctx.save_for_backward(SENTINEL)
         ctx.settings = dim, layout, slot
         return value.view_as(value)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[None, ...]:
         refuse_double_backward()
-        _ = ctx.saved_tensors
         dim, layout, slot = ctx.settings
         rows = torch.arange(layout.rows, device=g.device)
         owner = rows // layout.inner % layout.samples

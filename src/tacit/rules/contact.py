@@ -14,7 +14,8 @@ from tacit.uses import Layout, Use
 
 SENTINEL = torch.zeros(3, 1, 2, 1, 1)
 """Every rule saves this first. Activation checkpointing compares what is saved when it recomputes; a recomputation in
-which the call did not go to its rule can then never be taken for one in which it did."""
+which the call did not go to its rule can then never be taken for one in which it did. (A broadcast call saves the same
+values either way.)"""
 
 
 class Slot(ABC):

@@ -16,12 +16,12 @@ from tacit.rules.registry import methods, rule_for
 _BINARY = (
     "add sub subtract mul multiply div divide true_divide rsub pow float_power maximum minimum fmax fmin hypot atan2 "
     "arctan2 logaddexp logaddexp2 copysign remainder fmod floor_divide xlogy where lerp addcmul addcdiv clamp "
-    "clamp_min clamp_max clip masked_fill"
+    "clamp_min clamp_max clip"
 ).split()
 _OPERATORS = (
     "__add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __mul__ __rmul__ __imul__ __truediv__ __rtruediv__ "
     "__itruediv__ __div__ __rdiv__ __idiv__ __pow__ __rpow__ __ipow__ __mod__ __floordiv__ __rfloordiv__ "
-    "add_ sub_ subtract_ mul_ multiply_ div_ divide_ true_divide_ pow_ lerp_ addcmul_ addcdiv_ clamp_ masked_fill_ "
+    "add_ sub_ subtract_ mul_ multiply_ div_ divide_ true_divide_ pow_ lerp_ addcmul_ addcdiv_ clamp_ "
     "__lt__ __le__ __gt__ __ge__ __eq__ __ne__ lt le gt ge eq ne isclose"
 ).split()
 
@@ -36,6 +36,11 @@ def elementwise(contact: Contact, *args: Any, **kwargs: Any) -> Any:
     return broadcast(contact, contact.function, args, kwargs)
 
 
+@rule_for(torch.masked_fill, Tensor.masked_fill)
+def masked_fill(contact: Contact, input: Tensor, mask: Tensor, value: Tensor) -> Tensor:
+    return contact.call(torch.where, mask, value, input)  # type: ignore[no-any-return]
+
+
 @rule_for(F.scaled_dot_product_attention)
 def scaled_dot_product_attention(
     contact: Contact, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any
@@ -45,8 +50,9 @@ def scaled_dot_product_attention(
 
 
 @rule_for(*methods(("cat", "concat", "concatenate"), torch))
-def cat(contact: Contact, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+def cat(contact: Contact, tensors: Sequence[Tensor], dim: int = 0, *, axis: int | None = None) -> Tensor:
     """Concatenation of the batch with a parameter (class tokens, prompts) along another dimension."""
+    dim = dim if axis is None else axis
     dims = tensors[0].dim()
     layout = batch_layout_of(contact, list(tensors), dims)
     if dim % dims == layout.dim:

@@ -78,7 +78,7 @@ def linear(contact: Contact, input: Tensor, weight: Tensor, bias: Tensor | None 
 @rule_for(torch.addmm, Tensor.addmm)
 def addmm(contact: Contact, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """``beta·input + alpha·mat1 mat2``; with the batch in mat1 this is a linear layer (Hugging Face's Conv1D)."""
-    plain = beta == 1 and alpha == 1 and input.dim() == 1
+    plain = beta == 1 and alpha == 1 and input.shape == mat2.shape[1:]
     if plain and contact.layout(mat1) is not None and contact.layout(input) is None:
         return apply_linear(contact, mat1, mat2, input, flipped=True)
     product = contact.call(torch.matmul, mat1, mat2)
@@ -102,7 +102,16 @@ def matmul(contact: Contact, input: Tensor, other: Tensor) -> Tensor:
         return contact.call(torch.squeeze, contact.call(torch.matmul, input, column), -1)  # type: ignore[no-any-return]
     if other.dim() == 2 and input.dim() >= 2:
         return apply_linear(contact, input, other, None, flipped=True)
+    if layout.dim == input.dim() - 2:
+        return _batch_in_the_rows(contact, input, other, layout.dim)
     return broadcast(contact, contact.function, (input, other), {}, trailing=2)  # type: ignore[no-any-return]
+
+
+def _batch_in_the_rows(contact: Contact, x: Tensor, weight: Tensor, dim: int) -> Tensor:
+    """``x`` (H, B, d) @ ``weight`` (H, d, p), one matrix for each head: with the batch in front, (B, H, 1, d)."""
+    rows = contact.call(torch.unsqueeze, contact.call(torch.movedim, x, dim, 0), -2)
+    product = contact.call(torch.squeeze, contact.call(torch.matmul, rows, weight), -2)
+    return contact.call(torch.movedim, product, 0, dim)  # type: ignore[no-any-return]
 
 
 def _weight_on_the_left(contact: Contact, weight: Tensor, x: Tensor) -> Tensor:
