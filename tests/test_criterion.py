@@ -212,3 +212,15 @@ def test_a_way_around_the_gates_is_refused_in_ghost_mode_too():
     _, model, wrapped = make(nn.CrossEntropyLoss(), Net())
     with pytest.raises(LeakError, match="second"):
         wrapped(model(torch.randn(B, D)), torch.randint(0, K, (B,)))
+
+
+def test_a_plain_loss_in_ghost_mode_is_clipped_just_the_same():
+    engine, model, wrapped = make(nn.CrossEntropyLoss())
+    x, y = torch.randn(B, D), torch.randint(0, K, (B,))
+    wrapped(model(x), y).backward()
+    found = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    F.cross_entropy(model(x), y).backward()
+    assert engine.stats.fraction_clipped > 0
+    for a, p in zip(found, model.parameters(), strict=True):
+        torch.testing.assert_close(a, p.grad)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset, WeightedRandomSampler
 
 from tacit import BatchMemoryManager, PrivacyEngine, PrivacyError
+from tacit.accounting import epsilon
 from tacit.errors import ConfigurationError, LeakError, MixingError, NoRuleError, SamplingError, SecondBackwardError
 from tacit.optimizer import PrivateOptimizer
 
@@ -641,6 +642,85 @@ class TestAccumulation:
         optimizer.step()
         ((release, count),) = engine.accountant.history
         assert (release.draws, count) == (2, 1)
+
+
+class TestOwnBatches:
+    def test_no_amplification_is_claimed_and_it_says_so(self):
+        engine, model, optimizer, loader = make_private(noise_multiplier=1.0, poisson_sampling=False)
+        for _ in range(2):
+            for batch in loader:
+                optimizer.zero_grad()
+                backward(model, batch)
+                optimizer.step()
+        # Disjoint batches: an epoch costs one Gaussian mechanism, and two epochs two.
+        assert engine.accountant.steps == 6
+        expected = epsilon(noise_multiplier=1.0, sample_rate=1.0, steps=2, delta=1e-5)
+        assert engine.get_epsilon(1e-5) == pytest.approx(expected, rel=1e-6)
+        assert engine.accountant.adjacency == "zero-out-one"
+        assert "amplification" in engine.plan.sampling.description
+
+    def test_calibration_of_own_batches(self):
+        engine = PrivacyEngine()
+        parts = make_parts()
+        model, optimizer, loader = engine.make_private_with_epsilon(
+            **vars(parts), target_epsilon=4.0, target_delta=1e-5, epochs=2, max_grad_norm=1.0, poisson_sampling=False
+        )
+        for _ in range(2):
+            for batch in loader:
+                optimizer.zero_grad()
+                backward(model, batch)
+                optimizer.step()
+        assert 3.99 < engine.get_epsilon(1e-5) <= 4.0
+
+
+class TestCalibration:
+    @pytest.mark.parametrize("accountant", ["pld", "prv", "rdp"])
+    @pytest.mark.parametrize("length", [{"epochs": 3}, {"steps": 9}])
+    def test_the_planned_run_ends_at_or_just_below_the_target(self, accountant, length):
+        engine = PrivacyEngine(accountant=accountant)
+        model, optimizer, loader = engine.make_private_with_epsilon(
+            **vars(make_parts()), target_epsilon=2.0, target_delta=1e-5, max_grad_norm=1.0, **length
+        )
+        for _ in range(3):
+            for batch in loader:
+                optimizer.zero_grad()
+                backward(model, batch)
+                optimizer.step()
+        assert 2.0 * (1 - 1e-3) <= engine.get_epsilon(1e-5) <= 2.0
+
+    def test_spent_budget_counts(self):
+        engine, model, optimizer, loader = make_private(noise_multiplier=3.0)
+        for batch in loader:
+            optimizer.zero_grad()
+            backward(model, batch)
+            optimizer.step()
+        engine.detach()
+        _, _, loader = engine.make_private_with_epsilon(
+            **vars(make_parts()), target_epsilon=2.0, target_delta=1e-5, max_grad_norm=1.0, epochs=1
+        )
+        fresh = PrivacyEngine()
+        fresh.make_private_with_epsilon(
+            **vars(make_parts()), target_epsilon=2.0, target_delta=1e-5, max_grad_norm=1.0, epochs=1
+        )
+        assert engine.noise_multiplier > fresh.noise_multiplier
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {},
+            {"epochs": 1, "steps": 1},
+            {"epochs": 1.5},
+            {"steps": 0},
+            {"epochs": 1, "target_epsilon": -1.0},
+            {"epochs": 1, "target_delta": 1.0},
+        ],
+    )
+    def test_wrong_plans_are_refused_before_anything_is_touched(self, wrong):
+        parts = make_parts()
+        settings = {"target_epsilon": 2.0, "target_delta": 1e-5, "max_grad_norm": 1.0} | wrong
+        with pytest.raises(ConfigurationError):
+            PrivacyEngine().make_private_with_epsilon(**vars(parts), **settings)
+        assert "forward" not in parts.module.__dict__
 
 
 class TestSchedules:

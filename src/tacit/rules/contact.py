@@ -79,7 +79,7 @@ class Contact(ABC):
     def refuse(self, reason: str) -> NoReturn:
         raise NoRuleError(
             f"No rule for {self.where()}: {reason}. Its gradient would be released unclipped. "
-            "Freeze the parameter, rewrite the call, or register a rule: see docs/rules.md."
+            "Freeze the parameter, rewrite the call, or add a rule (CONTRIBUTING.md says how)."
         )
 
 
