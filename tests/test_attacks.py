@@ -126,6 +126,22 @@ class TestInputsThatAreNoBatch:
         with pytest.raises(ConfigurationError, match="Pass the batch first"):
             model(torch.arange(3), next(iter(loader))[0])
 
+    def test_rows_written_to_other_samples(self):
+        class Permuted(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first, self.second = nn.Linear(D, D), nn.Linear(D, K)
+
+            def forward(self, x):
+                h = self.first(x)
+                out = torch.zeros_like(h)
+                out[torch.arange(len(x) - 1, -1, -1)] = h
+                return self.second(out)
+
+        _, model, _, loader, _ = run(Permuted())
+        with pytest.raises(PrivacyError, match="__setitem__"):
+            model(next(iter(loader))[0])
+
     def test_mixing_in_the_output_is_refused(self):
         class Pairs(nn.Module):
             def __init__(self):
@@ -349,7 +365,7 @@ def test_clearing_gradients_within_a_logical_batch():
         optimizer.step()
         model.zero_grad()
         x, y = next(pieces)
-        with pytest.raises(PrivacyError, match="cleared within it"):
+        with pytest.raises(PrivacyError, match="would miss their records"):
             loss_of(model, x, y).backward()
 
 
@@ -360,6 +376,7 @@ class TestOrdinaryCode:
         empty = torch.empty(0, D)
         (model(empty).sum() + model(empty).sum()).backward()
         optimizer.step()
+        assert all(not p.grad.any() for p in model.parameters())
 
     def test_a_model_that_changes_its_type(self):
         _, model, optimizer, loader, _ = run()
@@ -369,8 +386,10 @@ class TestOrdinaryCode:
         optimizer.zero_grad()
         model.double()
         x, y = next(iter(loader))
+        before = model[0].weight.detach().clone()
         loss_of(model, x.double(), y).backward()
         optimizer.step()
+        assert not torch.equal(before, model[0].weight)
 
     def test_outputs_collected_in_a_constant(self):
         class Loop(nn.Module):

@@ -113,6 +113,30 @@ def test_a_checkpoint_behind_what_was_spent(tmp_path):
     unchanged(engine, model, optimizer, path, "forget spent budget")
 
 
+def test_the_saved_noise_and_bound_are_in_force_again(tmp_path):
+    path = tmp_path / "run.pt"
+    engine, model, optimizer, _ = make()
+    engine.noise_multiplier, engine.max_grad_norm = 1.5, 0.3
+    engine.save_checkpoint(path, module=model, optimizer=optimizer)
+    other, resumed, other_optimizer, _ = make()
+    other.load_checkpoint(path, module=resumed, optimizer=other_optimizer)
+    assert (other.noise_multiplier, other.max_grad_norm) == (1.5, 0.3)
+
+
+def test_other_batches_are_refused(tmp_path):
+    path = tmp_path / "run.pt"
+    engine, model, optimizer, _ = make()
+    engine.save_checkpoint(path, module=model, optimizer=optimizer)
+    other, resumed, other_optimizer, _ = make(poisson=False)
+    unchanged(other, resumed, other_optimizer, path, "other settings.*sampling")
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    engine, model, optimizer, _ = make()
+    with pytest.raises(CheckpointError, match="cannot write into"):
+        engine.save_checkpoint(tmp_path / "none" / "run.pt", module=model, optimizer=optimizer)
+
+
 def test_epochs_of_a_resumed_run_are_new_epochs(tmp_path):
     path = tmp_path / "run.pt"
     engine, model, optimizer, loader = make(poisson=False)

@@ -224,3 +224,21 @@ def test_a_plain_loss_in_ghost_mode_is_clipped_just_the_same():
     assert engine.stats.fraction_clipped > 0
     for a, p in zip(found, model.parameters(), strict=True):
         torch.testing.assert_close(a, p.grad)
+
+
+@pytest.mark.parametrize("classes", [4, B, B * 2])
+def test_token_losses_that_were_flattened(classes):
+    """Rows are tokens, not samples: the plain loss is used, also if there are as many classes as samples."""
+    torch.manual_seed(0)
+
+    def loss_fn(model, batch, criterion):
+        x, y = batch
+        return criterion(model(x).flatten(0, 1), y.flatten())
+
+    check_exactness(
+        nn.Linear(D, classes).double(),
+        loss_fn,
+        (torch.randn(B, 2, D).double(), torch.randint(0, classes, (B, 2))),
+        grad_sample_mode="ghost",
+        criterion=nn.CrossEntropyLoss(),
+    )

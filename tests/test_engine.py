@@ -723,6 +723,75 @@ class TestCalibration:
         assert "forward" not in parts.module.__dict__
 
 
+class TestAdvice:
+    def test_training_past_the_plan(self):
+        engine = PrivacyEngine()
+        model, optimizer, loader = engine.make_private_with_epsilon(
+            **vars(make_parts()), target_epsilon=2.0, target_delta=1e-5, max_grad_norm=1.0, steps=2
+        )
+        batches = iter(loader)
+        for _ in range(2):
+            optimizer.zero_grad()
+            backward(model, next(batches))
+            optimizer.step()
+        optimizer.zero_grad()
+        backward(model, next(batches))
+        with pytest.warns(UserWarning, match="planned 2 steps are done"):
+            optimizer.step()
+        assert engine.get_epsilon(1e-5) > 2.0
+
+    def test_a_delta_at_which_a_whole_record_may_leak(self):
+        with pytest.warns(UserWarning, match="well below one over the number of records"):
+            PrivacyEngine().make_private_with_epsilon(
+                **vars(make_parts()), target_epsilon=2.0, target_delta=0.1, max_grad_norm=1.0, steps=2
+            )
+
+    def test_forgotten_zero_grad(self):
+        _, model, optimizer, loader = make_private()
+        batches = iter(loader)
+        backward(model, next(batches))
+        optimizer.step()
+        backward(model, next(batches))
+        with pytest.raises(SamplingError, match="still in .grad"):
+            optimizer.step()
+
+    @pytest.mark.parametrize(
+        ("module", "words"),
+        [
+            (nn.LSTM(FEATURES, CLASSES), r"`lstm` .*recurrent layers are not supported yet"),
+            (nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), r"MultiheadAttention is not supported yet"),
+        ],
+    )
+    def test_layers_without_a_rule_say_what_to_do(self, module, words):
+        width = FEATURES if isinstance(module, nn.LSTM) else 4
+        _, model, *_ = make_private(make_parts(model=module))
+        with pytest.raises(NoRuleError, match=words):
+            model(torch.randn(3, 2, width))
+
+
+class TestLossesInsideTheModel:
+    class Net(nn.Module):
+        def __init__(self, **settings):
+            super().__init__()
+            self.layer, self.settings = nn.Linear(FEATURES, CLASSES), settings
+
+        def forward(self, x, y):
+            return nn.functional.cross_entropy(self.layer(x).transpose(1, 2), y, **self.settings)
+
+    def test_token_means_over_different_lengths(self):
+        _, model, *_ = make_private(make_parts(model=self.Net()))
+        x, y = torch.randn(4, 3, FEATURES), torch.randint(0, CLASSES, (4, 3))
+        model(x, y)
+        y[1, 2] = -100
+        with pytest.raises(MixingError, match="between 2 and 3"):
+            model(x, y)
+
+    def test_class_weights(self):
+        _, model, *_ = make_private(make_parts(model=self.Net(weight=torch.ones(CLASSES))))
+        with pytest.raises(MixingError, match="class weights of the whole batch"):
+            model(torch.randn(4, 3, FEATURES), torch.randint(0, CLASSES, (4, 3)))
+
+
 class TestSchedules:
     def test_noise_schedule_is_recorded(self):
         engine, model, optimizer, loader = make_private(noise_multiplier=1.0)

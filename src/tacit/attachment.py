@@ -63,7 +63,10 @@ class Attachment:
         self.draws = DrawLog()
         self.loader = private_loader(loader, plan.sampling, self.draws)
         self._used: set[str] = set()
-        self._warned = False
+        self._checked_use = False
+        self._accountant = accountant
+        self._warned: set[str] = set()
+        self.planned_steps: int | None = None
         clipper = Clipper(lambda: self.plan, self, keep_dense=settings.mode == "hooks")
         clip = GhostClipper(clipper) if settings.mode == "ghost" else clipper
         self.session = Session(module, parameters, clip, batch_first=settings.batch_first, at_hand=self._batch_at_hand)
@@ -90,8 +93,8 @@ class Attachment:
         fresh = all(p.grad is None for p in self.parameters.values())
         if fresh and self.optimizer.accumulating:
             raise PrivacyError(
-                "the gradients of earlier pieces of this batch were cleared within it, by something else than "
-                "optimizer.zero_grad(), which knows better. Use that."
+                "the gradients of earlier pieces of this batch were cleared (model.zero_grad(), or .grad = None), "
+                "so the step would miss their records. Call optimizer.zero_grad(), which keeps them until the step."
             )
         if not run.synthetic:
             self.draws.used(0 if run.dummy else run.samples, fresh)
@@ -115,23 +118,38 @@ class Attachment:
             parameter.grad_sample = gradients  # type: ignore[attr-defined]
 
     def _on_release(self) -> None:
+        current = self.draws.current
+        empty_handed = not self.draws.contributed and current is not None and current.records > 0
         self._release()
+        if empty_handed:
+            self._warn_once(
+                "step() was called without a backward() on the batch at hand: noise alone was released, and it counts."
+            )
         self._drop_grad_samples()  # they must not reach a file with the model
         self.session.forget()
         self._warn_unused()
 
+        if self.planned_steps is not None and self._accountant.steps > self.planned_steps:
+            self._warn_once(
+                f"the planned {self.planned_steps} steps are done: each further one takes epsilon over its target. "
+                "Stop, or calibrate for a longer run."
+            )
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, UserWarning, stacklevel=5)
+
     def _warn_unused(self) -> None:
-        if self._warned or not self._used:
+        if self._checked_use or not self._used:
             return
-        self._warned = True
+        self._checked_use = True
         unused = [name for name, p in self.parameters.items() if p.requires_grad and name not in self._used]
         if unused:
             shown = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more" if len(unused) > 5 else "")
-            warnings.warn(
+            self._warn_once(
                 f"these trainable parameters had no part in the first step's loss: {shown}. They get noise all the "
-                "same; freeze them if they are never used.",
-                UserWarning,
-                stacklevel=4,
+                "same; freeze them if they are never used."
             )
 
     def _drop_grad_samples(self) -> None:

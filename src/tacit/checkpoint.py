@@ -48,7 +48,10 @@ def save(
         "settings": {} if attached is None else _settings(attached),
         "generators": {} if attached is None else _generators(attached),
     }
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise CheckpointError(f"cannot write into {path.parent}: {error.strerror}. Nothing was saved.") from error
     try:
         with os.fdopen(handle, "wb") as file:
             torch.save(content, file)
@@ -67,6 +70,8 @@ def load(
     content = _read(path)
     _check_model(content["model"], module, path)
     _check_spent(content["accountant"], accountant, path)
+    if attached is not None:
+        _check_settings(content["settings"], attached, path)
     inner = _inner(optimizer)
     before = copy.deepcopy(module.state_dict()), copy.deepcopy(inner.state_dict())
     try:
@@ -78,6 +83,9 @@ def load(
         raise CheckpointError(f"{path} does not fit: {error}. Nothing was changed.") from error
     accountant.load_state_dict(content["accountant"])
     if attached is not None:
+        settings = content["settings"]
+        changed = {name: settings[name] for name in ("noise_multiplier", "max_grad_norm") if name in settings}
+        attached.change(**changed)
         _restore_generators(attached, content["generators"])
 
 
@@ -107,6 +115,16 @@ def _settings(attached: Attachment) -> dict[str, Any]:
         "sampling": plan.sampling.description,
         "grad_sample_mode": attached.settings.mode,
     }
+
+
+def _check_settings(saved: Mapping[str, Any], attached: Attachment, path: Path) -> None:
+    """Refuse to go on with other batches or another kind of clipping: the saved run was planned for its own."""
+    own = _settings(attached)
+    fixed = ("clipping", "loss_reduction", "records", "expected_batch_size", "sampling")
+    other = {name: (saved[name], own[name]) for name in fixed if name in saved and saved[name] != own[name]}
+    if other:
+        shown = "; ".join(f"{name}: {old!r} there, {new!r} here" for name, (old, new) in other.items())
+        raise CheckpointError(f"{path} was made with other settings ({shown}). Nothing was changed.")
 
 
 def _generators(attached: Attachment) -> dict[str, Any]:

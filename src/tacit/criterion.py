@@ -21,8 +21,8 @@ class PrivateCriterion(nn.Module):
 
     The loss of sample i is the wrapped loss of a batch that holds i alone, with one exception: a class-weighted mean
     is weighted, not normalized by the other samples' weights. The value is their mean (or sum). Where two passes
-    cannot be run (evaluation, an input that wants a gradient, reentrant checkpointing) it is an ordinary loss, and the
-    one-backward engine gives the same clipped gradient.
+    cannot be run (evaluation, an input that wants a gradient, reentrant checkpointing, outputs flattened to one row a
+    token) it is an ordinary loss, and the one-backward engine gives the same clipped gradient.
 
     Args:
         criterion: a loss module, with or without ``.reduction``, or a function returning a scalar for a batch.
@@ -72,15 +72,17 @@ class PrivateCriterion(nn.Module):
             raise ConfigurationError("the criterion was called without a tensor that has a batch dimension.")
         opened = self._session.open_pass
         samples = tensors[0].shape[0]
-        if opened is not None and not opened[0].dummy and any(opened[0].samples in t.shape for t in tensors):
-            samples = opened[0].samples
+        at_hand = samples if opened is None or opened[0].dummy else opened[0].samples
+        if any(t.shape[0] == at_hand for t in tensors):
+            samples = at_hand
         if samples == 0:
             return tensors[0].flatten()[:0]
         args = _aligned(args)
         if self._unreduced is not None:
             losses = self._unreduced(*args, **kwargs)
             # More losses than inputs: shapes like (B, 1) and (B,) were broadcast against each other.
-            if losses.dim() and losses.shape[0] == samples and losses.numel() <= max(t.numel() for t in tensors):
+            fits = losses.dim() and losses.shape[0] in (samples, at_hand)
+            if fits and losses.numel() <= max(t.numel() for t in tensors):
                 return self._reduced(losses, args, kwargs)
         return self._one_by_one(samples, args, kwargs)
 

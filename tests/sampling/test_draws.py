@@ -124,9 +124,8 @@ def test_gradient_not_cleared_after_release_is_refused(log):
     log.take()
     log.drawn(4, 1)
     log.used(0, fresh=False)
-    with pytest.raises(SamplingError, match="released already") as caught:
+    with pytest.raises(SamplingError, match=r"still in \.grad"):
         log.take()
-    assert "Draw 0 (epoch 1)" in str(caught.value)
 
 
 def test_refused_take_releases_nothing(log):

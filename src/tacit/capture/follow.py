@@ -71,7 +71,8 @@ _FAMILIES: list[tuple[Follower, str]] = [
     (families.along(2), "take_along_dim gumbel_softmax"),
     (
         families.lost,
-        "addbmm tensordot take put put_ index_put index_put_ rot90 diag diag_embed diagflat kron cross unfold fold "
+        "addbmm tensordot take put put_ index_put index_put_ masked_scatter masked_scatter_ "
+        "rot90 diag diag_embed diagflat kron cross unfold fold "
         "atleast_1d atleast_2d atleast_3d dstack hstack vstack row_stack column_stack cov corrcoef cartesian_prod "
         "combinations meshgrid block_diag unique masked_select nonzero argwhere bincount histc renorm renorm_ "
         "fliplr flipud chain_matmul cumulative_trapezoid trapezoid as_strided as_strided_ resize_ set_ sspaddmm "

@@ -27,6 +27,7 @@ class LeakGuard:
         self._expected: dict[str, tuple[int, int]] = {}
         self._accumulated: dict[str, tuple[tuple[int, int], Tensor]] = {}
         self.broken = False
+        self.unwatched_forward = ""
 
     def watch(self, name: str, parameter: Tensor) -> None:
         """Watch a trainable parameter. Autograd gives it a new node when its type or device changes."""
@@ -47,7 +48,7 @@ class LeakGuard:
             expected = self._expected.pop(name, None)
             if expected is None or _identity(gradients[0]) != expected:
                 self.broken = True
-                raise LeakError(_message(name, alone=expected is None))
+                raise LeakError(self._message(name, alone=expected is None))
 
         return check
 
@@ -57,6 +58,29 @@ class LeakGuard:
                 self.accept(name, parameter.grad)
 
         return note
+
+    def _message(self, name: str, *, alone: bool) -> str:
+        if alone and self.unwatched_forward:
+            cause = (
+                f"without passing the clipping: {self.unwatched_forward} ran in eval mode with gradients on, where "
+                "nothing is watched. Call model.train() before training, and evaluate under torch.no_grad()"
+            )
+        elif alone:
+            cause = (
+                "without passing the clipping: it was used outside any private forward (F.linear(h, layer.weight) in "
+                "the loss), or data went through NumPy or torch.vmap on the way. Move the computation into a forward "
+                "method of the model, and keep to tensors"
+            )
+        else:
+            cause = (
+                "beside its clipped sum, unclipped: a penalty on weights in the loss (use weight_decay instead), "
+                "a use outside any private forward (move it into a forward method of the model), or a hook that "
+                "changed its gradient (remove it)"
+            )
+        return (
+            f"a gradient reached the parameter {name!r} {cause}. It would be released with no bound. Call "
+            "optimizer.zero_grad() before going on."
+        )
 
     def check_untouched(self, name: str, gradient: Tensor) -> None:
         """Raise unless ``gradient`` is as the last backward left it.
@@ -88,7 +112,7 @@ class LeakGuard:
                 continue
             seen.add(node)
             if node in watched:
-                raise LeakError(_message(watched[node], alone=True))
+                raise LeakError(self._message(watched[node], alone=True))
             alone &= not node.name().endswith("AccumulateGrad")
             pending.extend(edge[0] for edge in node.next_functions)
             reached |= any(edge[0] is carrier.grad_fn for edge in node.next_functions)
@@ -103,6 +127,7 @@ class LeakGuard:
         self._expected.clear()
         self._accumulated.clear()
         self.broken = False
+        self.unwatched_forward = ""
 
     def remove(self) -> None:
         for handle in self._handles:
@@ -138,14 +163,3 @@ def _same(fingerprint: Tensor, gradient: Tensor) -> bool:
 
 def _identity(value: Tensor) -> tuple[int, int]:
     return value.data_ptr(), value._version
-
-
-def _message(name: str, *, alone: bool) -> str:
-    path = "without passing the clipping" if alone else "beside its clipped sum, unclipped"
-    return (
-        f"a gradient reached the parameter {name!r} {path}: it was used outside any private forward (a penalty on "
-        "weights, F.linear(h, layer.weight) in the loss, a forward in eval mode), a hook changed its gradient, or data "
-        "went through NumPy on the way. It would be released with no bound. Call the parameter's own module in train "
-        "mode, move the computation into a forward method of the model, or use weight_decay for penalties. "
-        "Call optimizer.zero_grad() before going on."
-    )

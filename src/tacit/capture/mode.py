@@ -14,6 +14,7 @@ from tacit.capture.contact import CaptureContact, Frame, Names
 from tacit.capture.derived import embed_once, note_view
 from tacit.capture.follow import follow
 from tacit.capture.indexing import follow_index
+from tacit.capture.losses import COUPLING, refuse_coupled_mean
 from tacit.capture.marks import Mark, clear_mark, mark_of, set_mark, tensors_in
 from tacit.errors import MixingError
 from tacit.rules import find_rule, refuse_batch_statistics
@@ -21,6 +22,13 @@ from tacit.uses import Layout
 
 _BATCH_NORMS = (F.batch_norm, torch.batch_norm, torch.native_batch_norm)
 _FORM_ONLY = frozenset([Tensor.expand_as, Tensor.view_as, Tensor.reshape_as, Tensor.type_as, Tensor.to])
+_RECURRENT = " (recurrent layers are not supported yet: write the cell with nn.Linear)"
+_HINTS = dict.fromkeys(
+    ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell"), _RECURRENT
+) | {
+    "multi_head_attention_forward": " (nn.MultiheadAttention is not supported yet: write it with nn.Linear and "
+    "F.scaled_dot_product_attention)"
+}
 _NOT_IN_PLACE = ("__invert__", "__index__", "__int__", "__iter__")
 _INSTANCE_NORMS = (F.instance_norm, torch.instance_norm)
 
@@ -55,6 +63,8 @@ class Capture(TorchFunctionMode):
             return _unmarked_call(func, args, kwargs) if trainable else func(*args, **kwargs)
         if func in _BATCH_NORMS or func in _INSTANCE_NORMS:
             self._refuse_statistics(func, args, kwargs)
+        if func in COUPLING:
+            refuse_coupled_mean(func, args, kwargs, self._describe_module())
         if trainable and torch.is_grad_enabled():
             out = self._contact(func, args, kwargs, trainable)
         else:
@@ -74,7 +84,7 @@ class Capture(TorchFunctionMode):
             return func(*_detached(args, plain), **_detached(kwargs, plain))
         rule = find_rule(func)
         if rule is None:
-            contact.refuse("this function is not known to the engine")
+            contact.refuse("this function is not known to the engine" + _HINTS.get(func.__name__, ""))
         return rule(contact, *args, **kwargs)
 
     def _mark_outputs(self, func: Any, marked: list[Tensor], args: Any, kwargs: Any, out: Any) -> None:
@@ -86,10 +96,12 @@ class Capture(TorchFunctionMode):
             outputs = list(tensors_in(out))
         targets = _written(func, args, kwargs)
         for target in targets:
-            self._refuse_state(func, target)
-            if mark_of(target) is None:
+            if mark_of(target) is None:  # in-place activations, the common case, are marked already
+                self._refuse_state(func, target)
                 _mark_written(func, target, marked, args)
                 outputs = [value for value in outputs if value is not target]
+            elif func is Tensor.__setitem__:
+                _check_written(target, args)
         if targets and out is None:
             return
         for value in outputs:
@@ -169,6 +181,15 @@ def _mark_written(func: Any, target: Tensor, marked: list[Tensor], args: tuple[A
             found += [place for place in places if place.dim - layout.dim == target.dim() - value.dim()]
     alone = len(known) == len(marked) and len(set(found)) == 1
     set_mark(target, Mark(found[0]) if alone else Mark(None, lost="writing the batch into a constant"))
+
+
+def _check_written(target: Tensor, args: tuple[Any, ...]) -> None:
+    """Forget where the rows of a batch tensor are if rows of other samples were written into them."""
+    mark, written = mark_of(target), mark_of(args[2])
+    if mark is None or mark.layout is None or written is None:
+        return
+    if written.layout is None or not _lands_on(target, mark.layout, args, written.layout, args[2]):
+        set_mark(target, Mark(None, lost="__setitem__", mixed=written.layout is not None))
 
 
 def _lands_on(target: Tensor, place: Layout, args: tuple[Any, ...], layout: Layout, value: Tensor) -> bool:

@@ -69,11 +69,6 @@ class Session:
                 self.guard.watch(name, parameter)
 
     @property
-    def active(self) -> bool:
-        """Whether a private forward is running."""
-        return self._capture.frame is not None
-
-    @property
     def open_pass(self) -> tuple[Pass, Tensor] | None:
         """The pass whose forward ran and whose backward did not, and its carrier."""
         return None if self._current is None else self._current[:2]
@@ -98,7 +93,12 @@ class Session:
             if frame.recomputed_in is None:
                 self._remember(entrance, frame.run, args, kwargs)
             return self._run(entrance, args, kwargs)
-        if not (self.enabled and torch.is_grad_enabled() and entrance.module.training):
+        if torch.compiler.is_compiling():
+            raise NotImplementedError("torch.compile is not supported yet: call the original model.")
+        if not (self.enabled and torch.is_grad_enabled()):
+            return entrance.inner(*args, **kwargs)
+        if not entrance.module.training:
+            self.guard.unwatched_forward = entrance.path
             return entrance.inner(*args, **kwargs)
         if current_task() != -1:
             return self._recompute(entrance, args, kwargs)

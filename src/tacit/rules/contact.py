@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from tacit.errors import LayoutError, MixingError, NoRuleError
+from tacit.errors import MixingError, NoRuleError
 from tacit.uses import Layout, Use
 
 SENTINEL = torch.zeros(3, 1, 2, 1, 1)
@@ -81,10 +81,6 @@ class Contact(ABC):
             f"No rule for {self.where()}: {reason}. Its gradient would be released unclipped. "
             "Freeze the parameter, rewrite the call, or add a rule (CONTRIBUTING.md says how)."
         )
-
-
-class UnknownLayoutError(LayoutError):
-    """The batch dimension was lost on the way to a parameter."""
 
 
 def detached(value: Tensor | None) -> Tensor | None:

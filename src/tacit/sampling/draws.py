@@ -63,6 +63,11 @@ class DrawLog:
         """How many records the physical batch now at hand has (0 before the first)."""
         return self._physical_records
 
+    @property
+    def contributed(self) -> bool:
+        """Whether a backward on an unreleased draw is pending."""
+        return any(draw.index not in self._released for draw in self._contributions)
+
     def drawn(self, records: int, epoch: int) -> None:
         """The loader hands out a new logical batch of ``records`` records."""
         self._current = Draw(self._count, epoch, records)
@@ -122,6 +127,11 @@ class DrawLog:
         draws: Sequence[Draw] = self._contributions
         if all(draw.index in self._released for draw in draws) and self._current not in draws:
             draws = [self._current]
+        if any(draw.index in self._released for draw in draws) and self._current.index not in self._released:
+            raise SamplingError(
+                "The gradient of the last step is still in .grad, and would be released again with this batch's. "
+                "Call optimizer.zero_grad() before backward()."
+            )
         for draw in draws:
             if draw.index in self._released:
                 raise SamplingError(
