@@ -116,7 +116,7 @@ class Clipper:
         uses = {name: join(several) for name, several in recorded.items()}
         scale = self.scale(run)
         if self._keep_dense:  # they are for the user's eyes: of the size of single samples' gradients
-            uses = {name: Dense(use.dense() * scale) for name, use in uses.items()}
+            uses = {name: Dense(_scaled(use, scale)) for name, use in uses.items()}
             scale = 1.0
         factors = self.factors(run, {name: use.squared_norms() for name, use in uses.items()}, scale)
         if not bool(factors.finite.all()):
@@ -137,6 +137,11 @@ class Clipper:
             like=like,
             samples=run.samples,
         )
+
+
+def _scaled(use: Use, scale: float) -> Tensor:
+    dense = use.dense()
+    return dense * scale if isinstance(use, Dense) else dense.mul_(scale)  # the others' was formed just now
 
 
 class Gradients(Protocol):
