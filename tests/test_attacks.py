@@ -75,6 +75,27 @@ class TestRecordsThatCountSeveralTimes:
         self.optimizer.step()
         assert self.engine.accountant.steps == 1
 
+    def test_rows_that_were_seen_in_this_step(self):
+        loss_of(self.model, self.x[:3], self.y[:3]).backward()
+        loss_of(self.model, self.x[3:6], self.y[3:6]).backward()
+        with pytest.raises(SamplingError, match="differentiated already"):
+            loss_of(self.model, self.x[2:4], self.y[2:4]).backward()
+        self.optimizer.zero_grad()
+        loss_of(self.model, self.x[:3], self.y[:3]).backward()
+        loss_of(self.model, self.x[3:], self.y[3:]).backward()
+        self.optimizer.step()
+
+    def test_positions_first_in_pieces(self):
+        class Swapped(Positions):
+            def forward(self, positions, x):
+                return super().forward(x, positions)
+
+        data = TensorDataset(torch.randn(RECORDS, 2, D), torch.randint(0, K, (RECORDS,)))
+        _, model, _, loader, _ = run(Swapped(2), data=data)
+        x, _ = next(iter(loader))
+        with pytest.raises(ConfigurationError, match="which of them is the batch"):
+            model(torch.arange(2), x[:3])
+
 
 class Positions(nn.Module):
     def __init__(self, length):
@@ -172,8 +193,36 @@ class TestGradientsWithoutNoise:
         _, model, optimizer, loader, _ = run()
         loss_of(model, *next(iter(loader))).backward()
         change(model[0].weight.grad)
-        with pytest.raises(PrivacyError, match="was changed between"):
+        with pytest.raises(PrivacyError, match="was changed after"):
             optimizer.step()
+
+    @pytest.mark.parametrize("managed", [True, False])
+    def test_changes_between_two_pieces(self, managed):
+        _, model, optimizer, loader, _ = run()
+
+        def pieces():
+            if managed:
+                with BatchMemoryManager(data_loader=loader, max_physical_batch_size=6, optimizer=optimizer) as batches:
+                    yield from batches
+            else:
+                x, y = next(iter(loader))
+                yield from zip(x.split(6), y.split(6), strict=True)
+
+        both = list(pieces()) if not managed else pieces()
+        both = iter(both)
+        x, y = next(both)
+        loss_of(model, x, y).backward()
+        if managed:
+            optimizer.step()
+        model[0].weight.grad.mul_(100)
+        x, y = next(both)
+        with pytest.raises(PrivacyError, match="was changed after"):
+            loss_of(model, x, y).backward()
+        with pytest.raises(PrivacyError, match="failed"):
+            optimizer.step()
+        if managed:
+            with pytest.warns(RuntimeWarning, match="middle of a logical batch"):
+                both.close()
 
     def test_grad_scaler(self):
         _, model, optimizer, loader, _ = run()
@@ -243,6 +292,7 @@ WRITES = {
     "item": lambda m, v: m.average.__setitem__(0, v[0]),
     "reassigned": reassign,
     "frozen parameter": lambda m, v: m.frozen.copy_(v),
+    "data replaced": lambda m, v: setattr(m.average, "data", v),
     "foreach": lambda m, v: torch._foreach_add_([m.average], [v]),
     "out": lambda m, v: torch.add(v, 1, out=m.average),
 }
@@ -320,6 +370,44 @@ def test_recomputation_outside_the_capture_is_never_taken_for_the_rule():
         model(next(iter(loader))[0]).square().sum().backward()
 
 
+MOVED = {
+    "index_copy_": lambda h, order: h.new_zeros(h.shape).index_copy_(0, order, h),
+    "index_put_": lambda h, order: h.new_zeros(h.shape).index_put_((order,), h),
+    "embedding": lambda h, order: F.embedding(order, h),
+    "matrix": lambda h, order: torch.linalg.matmul(torch.eye(len(h))[order], h),
+    "msort": lambda h, order: torch.msort(h),
+}
+
+
+@pytest.mark.parametrize("move", MOVED.values(), ids=MOVED)
+def test_rows_that_are_moved_to_other_samples(move):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(D, D), nn.Linear(D, K)
+
+        def forward(self, x):
+            return self.second(move(self.first(x), torch.arange(len(x) - 1, -1, -1)))
+
+    _, model, _, loader, _ = run(Net())
+    with pytest.raises(PrivacyError):
+        model(next(iter(loader))[0]).sum().backward()
+
+
+def test_a_call_that_cannot_be_seen_on_a_residual_path():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(D, D), nn.Linear(D, K)
+
+        def forward(self, x):
+            return self.second(x + torch.vmap(torch.tanh)(self.first(x)))
+
+    _, model, _, loader, _ = run(Net())
+    with pytest.raises(PrivacyError, match="could not be seen"):
+        model(next(iter(loader))[0]).sum().backward()
+
+
 def test_a_parameter_that_was_repeated_and_then_written_to():
     class Net(nn.Module):
         def __init__(self):
@@ -370,6 +458,48 @@ def test_clearing_gradients_within_a_logical_batch():
 
 
 class TestOrdinaryCode:
+    @pytest.mark.parametrize("samples", [1, 4])
+    def test_losses_of_single_samples_inside_the_model(self, samples):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = nn.Linear(D, K)
+
+            def forward(self, x, y):
+                return F.cross_entropy(self.layer(x), y, reduction="none")
+
+        torch.manual_seed(0)
+        batch = torch.randn(samples, D).double(), torch.randint(0, K, (samples,))
+        check_exactness(Net().double(), lambda m, b: m(*b).mean(), batch)
+
+    def test_values_that_are_only_logged_may_mix_samples(self):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = nn.Linear(D, K)
+
+            def forward(self, x):
+                h = self.layer(x)
+                return {"logits": h, "similarity": (h @ h.t()).mean().detach()}
+
+        _, model, _, loader, _ = run(Net())
+        model(next(iter(loader))[0])["logits"].sum().backward()
+        assert model.layer.weight.grad.any()
+
+    @pytest.mark.parametrize("samples", [0, 1, 2])
+    def test_models_that_add_and_drop_dimensions_of_size_one(self, samples):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = nn.Linear(D, K)
+
+            def forward(self, x):
+                return self.layer(x.unsqueeze(0).expand(2, -1, -1)).mean(0)
+
+        _, model, _, loader, _ = run(Net())
+        next(iter(loader))
+        assert model(torch.randn(samples, D)).shape == (samples, K)
+
     def test_two_forwards_of_an_empty_batch(self):
         _, model, optimizer, loader, _ = run()
         next(iter(loader))

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from tacit.accounting import Accountant
 from tacit.capture import Pass, Session
 from tacit.criterion import PrivateCriterion
-from tacit.errors import PrivacyError
+from tacit.errors import PrivacyError, SamplingError
 from tacit.ghost import GhostClipper
 from tacit.mechanisms import NoiseSource
 from tacit.optimizer import PrivateOptimizer
@@ -63,6 +63,8 @@ class Attachment:
         self.draws = DrawLog()
         self.loader = private_loader(loader, plan.sampling, self.draws)
         self._used: set[str] = set()
+        self._rows: list[Tensor] = []
+        self._rows_of = -1
         self._checked_use = False
         self._accountant = accountant
         self._warned: set[str] = set()
@@ -97,6 +99,7 @@ class Attachment:
                 "so the step would miss their records. Call optimizer.zero_grad(), which keeps them until the step."
             )
         if not run.synthetic:
+            self._refuse_rows_seen(run, fresh=fresh)
             self.draws.used(0 if run.dummy else run.samples, fresh)
         self._used.update(factors.by_name)
         self.stats = ClipStats(
@@ -106,6 +109,24 @@ class Attachment:
         )
         if self.settings.mode == "hooks":
             self._leave_grad_samples(run, uses)
+
+    def _refuse_rows_seen(self, run: Pass, *, fresh: bool) -> None:
+        """Refuse rows of memory that an earlier backward of this step has differentiated.
+
+        The inputs are held until the step, so that their addresses are not given to others.
+        """
+        current = self.draws.current
+        if fresh or current is None or self._rows_of != current.index:
+            self._rows.clear()
+        self._rows_of = -1 if current is None else current.index
+        for value in run.inputs:
+            if any(_overlap(value, earlier) for earlier in self._rows):
+                raise SamplingError(
+                    "rows of this batch were differentiated already in this step: their records would be clipped "
+                    "once more, and count twice their bound. Sum the losses and call backward() once for each row."
+                )
+        if current is not None:
+            self._rows += run.inputs
 
     def _leave_grad_samples(self, run: Pass, uses: Mapping[str, Use]) -> None:
         for name, parameter in self.parameters.items():
@@ -125,6 +146,7 @@ class Attachment:
             self._warn_once(
                 "step() was called without a backward() on the batch at hand: noise alone was released, and it counts."
             )
+        self._rows.clear()
         self._drop_grad_samples()  # they must not reach a file with the model
         self.session.forget()
         self._warn_unused()
@@ -158,6 +180,7 @@ class Attachment:
 
     def _on_forget(self) -> None:
         self._drop_grad_samples()
+        self._rows.clear()
         self._release.forget()
         self.session.guard.reset()
         self.draws.discard()
@@ -167,3 +190,18 @@ class Attachment:
         self.session.detach()
         self.optimizer.detach()
         self._drop_grad_samples()
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors share memory; by their outermost bounds."""
+    if one.untyped_storage().data_ptr() != other.untyped_storage().data_ptr() or not one.numel() or not other.numel():
+        return False
+    (first, last), (start, end) = _bounds(one), _bounds(other)
+    return first <= end and start <= last
+
+
+def _bounds(value: Tensor) -> tuple[int, int]:
+    first = int(value.storage_offset())
+    return first, first + sum(
+        (int(size) - 1) * int(step) for size, step in zip(value.shape, value.stride(), strict=True)
+    )

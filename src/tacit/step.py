@@ -150,7 +150,7 @@ class Gradients(Protocol):
     @property
     def broken(self) -> bool: ...
 
-    def check_untouched(self, name: str, gradient: Tensor) -> None: ...
+    def check_untouched(self, gradients: Mapping[str, Tensor]) -> None: ...
 
     def accept(self, name: str, gradient: Tensor) -> None: ...
 
@@ -220,6 +220,4 @@ class Releaser:
                 "the last backward() failed, so what it left in .grad is not a clipped sum. Call "
                 "optimizer.zero_grad() and run the batch again."
             )
-        for name, parameter in trainable.items():
-            if parameter.grad is not None:
-                self._gradients.check_untouched(name, parameter.grad)
+        self._gradients.check_untouched({name: p.grad for name, p in trainable.items() if p.grad is not None})

@@ -22,6 +22,7 @@ _VIEW = "_tacit_view"
 _TRANSPOSES = frozenset([*methods(["t"], torch, Tensor), Tensor.T.__get__, Tensor.mT.__get__])  # type: ignore[attr-defined]
 _SWAPS = frozenset(methods(["transpose", "swapaxes", "swapdims"], torch, Tensor))
 _EXPANSIONS = frozenset(methods(["expand", "expand_as", "broadcast_to", "repeat", "tile"], torch, Tensor))
+_OWN_NODES = ("CarrierBackward", "TieBackward")
 _CHUNK_BYTES = 2**27
 
 
@@ -92,6 +93,12 @@ def leaves_of(value: Tensor) -> list[Tensor]:
         if node is None or node in seen:
             continue
         seen.add(node)
+        if node.name() in _OWN_NODES:
+            raise PrivacyError(
+                "a parameter met a tensor that was computed from the batch by a call that could not be seen "
+                "(torch.vmap, torch.jit.script, a write into a view of a constant): its samples cannot be told apart. "
+                "Write that call in plain torch."
+            )
         leaf = getattr(node, "variable", None) if node.name().endswith("AccumulateGrad") else None
         if leaf is not None:
             found[id(leaf)] = leaf

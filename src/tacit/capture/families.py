@@ -53,8 +53,10 @@ def repeated(_f: Any, source: Tensor, layout: Layout, _args: Any, _kwargs: Any, 
     return None if rest or not times else Layout(layout.samples, dim, layout.outer * times, layout.inner)
 
 
-def left(_f: Any, _source: Tensor, layout: Layout, _args: Any, _kwargs: Any, out: Tensor) -> Layout | None:
-    return layout if layout.fits(out.shape) else None
+def left(_f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out: Tensor) -> Layout | None:
+    """Dimensions are added behind those of the first operand."""
+    first = args[0] if args else kwargs.get("input")
+    return layout if source is first and layout.fits(out.shape) else None
 
 
 def constant(*_: Any) -> Layout | None:
@@ -109,7 +111,7 @@ def pieces(_f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out:
 def joined(_f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out: Tensor) -> Layout | None:
     dim = dim_argument(args, kwargs, 1, 0) % source.dim()
     if dim != layout.dim:
-        return left(_f, source, layout, args, kwargs, out)
+        return layout if layout.fits(out.shape) else None
     total = 0
     for part in dim_argument(args, kwargs, 0, (), ("tensors",)):
         mark = mark_of(part)
@@ -282,3 +284,8 @@ def without_last(_f: Any, source: Tensor, layout: Layout, _args: Any, _kwargs: A
 def outer(_f: Any, source: Tensor, layout: Layout, args: Any, _kwargs: Any, _out: Tensor) -> Layout | None:
     """``outer(x, y)``: the rows are the first operand's."""
     return layout.at(0 if source is args[0] else 1)
+
+
+def loss(_f: Any, _source: Tensor, layout: Layout, _args: Any, _kwargs: Any, out: Tensor) -> Layout | None:
+    """Losses of (N, C, …) against (N, …) without a reduction: one for each target."""
+    return layout if layout.dim == 0 and out.dim() > 0 and layout.fits(out.shape) else None

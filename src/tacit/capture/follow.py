@@ -20,8 +20,9 @@ from tacit.capture.families import Follower, NotBatchError
 from tacit.capture.indexing import follow_index, follow_narrow
 from tacit.capture.marks import Mark, mark_of, set_mark
 from tacit.rules.registry import methods
+from tacit.uses import Layout
 
-_OWNERS = (torch, Tensor, F)
+_OWNERS = (torch, Tensor, F, torch.special)
 
 _FAMILIES: list[tuple[Follower, str]] = [
     (families.reshape, "view reshape view_as reshape_as flatten unflatten ravel squeeze unsqueeze squeeze_ unsqueeze_"),
@@ -57,6 +58,7 @@ _FAMILIES: list[tuple[Follower, str]] = [
         "interpolate upsample grid_sample affine_grid pixel_shuffle pixel_unshuffle local_response_norm "
         "channel_shuffle",
     ),
+    (families.loss, "cross_entropy nll_loss"),
     (families.trailing, "layer_norm rms_norm"),
     (families.padded, "pad"),
     (families.attention, "scaled_dot_product_attention"),
@@ -71,7 +73,7 @@ _FAMILIES: list[tuple[Follower, str]] = [
     (families.along(2), "take_along_dim gumbel_softmax"),
     (
         families.lost,
-        "addbmm tensordot take put put_ index_put index_put_ masked_scatter masked_scatter_ "
+        "msort vander addbmm tensordot take put put_ index_put index_put_ masked_scatter masked_scatter_ "
         "rot90 diag diag_embed diagflat kron cross unfold fold "
         "atleast_1d atleast_2d atleast_3d dstack hstack vstack row_stack column_stack cov corrcoef cartesian_prod "
         "combinations meshgrid block_diag unique masked_select nonzero argwhere bincount histc renorm renorm_ "
@@ -87,6 +89,9 @@ def _table() -> dict[Callable[..., Any], Follower]:
     transforms = methods("fft ifft rfft irfft hfft ihfft".split(), torch.fft)
     several = methods("fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn fftshift ifftshift".split(), torch.fft)
     table.update(dict.fromkeys(transforms, families.along(2, -1)) | dict.fromkeys(several, families.lost))
+    linear_algebra = [f for name in dir(torch.linalg) if callable(f := getattr(torch.linalg, name))]
+    table |= {f: families.lost for f in linear_algebra if f not in table}
+    table[torch.linalg.matmul] = families.matmul
     # One row per sample, compared along the last or first dimension: read as a reduction.
     table[F.cosine_similarity] = table[torch.cosine_similarity] = families.compared
     table[F.pairwise_distance] = table[torch.pairwise_distance] = families.compared
@@ -127,7 +132,9 @@ def follow(
             mark = _seen_from(function, source, args, kwargs, out)
             if mark.layout is None:
                 return mark
-            if found is not None and mark.layout != found.layout:
+            if found is not None and mark.layout != found.layout and mark.layout.samples == 1 and out.numel() > 0:
+                mark = Mark(Layout(1, 0, inner=out.shape[0]))
+            elif found is not None and mark.layout != found.layout:
                 return Mark(None, lost=_name(function), mixed=True)
             found = mark
     except NotBatchError:
@@ -165,7 +172,12 @@ def _seen_from(function: Callable[..., Any], source: Tensor, args: Any, kwargs: 
         follower, function, args = families.permute, _GETTERS[function], (source,)
         if function is Tensor.t and source.dim() != 2:
             function, args = torch.permute, (source, tuple(reversed(range(source.dim()))))
-    layout = follower(function, source, mark.layout, args, kwargs, out)
+    try:
+        layout = follower(function, source, mark.layout, args, kwargs, out)
+    except (IndexError, KeyError, ValueError, TypeError):  # called in a way that the follower does not know
+        layout = None
+    if layout is None and mark.layout.samples == 1 and out.numel() > 0 and out.dim() > 0:
+        layout = Layout(1, 0, inner=out.shape[0])  # a batch of one: every row is its
     if layout is mark.layout and layout.fits(out.shape):
         return mark
     if layout is None or not layout.fits(out.shape):
@@ -175,3 +187,8 @@ def _seen_from(function: Callable[..., Any], source: Tensor, args: Any, kwargs: 
 
 def _name(function: Callable[..., Any]) -> str:
     return getattr(function, "__name__", str(function))
+
+
+def moves_rows(function: Callable[..., Any]) -> bool:
+    """Whether a call does not simply combine its operands position by position."""
+    return function in _FOLLOWERS

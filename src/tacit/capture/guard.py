@@ -8,7 +8,7 @@ goes around it, and fills no ``.grad``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -45,6 +45,10 @@ class LeakGuard:
     def _before(self, name: str, parameter: Tensor) -> Callable[[tuple[Tensor, ...]], None]:
         def check(gradients: tuple[Tensor, ...]) -> None:
             refuse_accumulation_hooks(name, parameter)
+            if parameter.grad is not None:
+                self.broken = True
+                self.check_untouched({name: parameter.grad})
+                self.broken = False
             expected = self._expected.pop(name, None)
             if expected is None or _identity(gradients[0]) != expected:
                 self.broken = True
@@ -82,20 +86,27 @@ class LeakGuard:
             "optimizer.zero_grad() before going on."
         )
 
-    def check_untouched(self, name: str, gradient: Tensor) -> None:
-        """Raise unless ``gradient`` is as the last backward left it.
+    def check_untouched(self, gradients: Mapping[str, Tensor]) -> None:
+        """Raise unless each of ``gradients`` is as the last backward left it.
 
         Raises:
-            PrivacyError: it was changed, or made by something else than a private backward.
+            PrivacyError: one was changed, or made by something else than a private backward.
         """
-        identity, fingerprint = self._accumulated.get(name, ((0, 0), None))
-        same = identity == _identity(gradient) and fingerprint is not None and _same(fingerprint, gradient)
-        if not same and bool(gradient.any()):
-            raise PrivacyError(
-                f"the gradient of {name!r} was changed between backward() and step() (clip_grad_norm_, an unscale, or "
-                "an assignment to .grad). The noise was calibrated for the clipped sum, not for what is there now. "
-                "Change gradients after the noise instead, in a hook of optimizer.register_step_pre_hook."
-            )
+        known = {name: self._accumulated.get(name) for name in gradients}
+        suspects = [n for n, record in known.items() if record is None or record[0] != _identity(gradients[n])]
+        same = [n for n in gradients if n not in suspects]
+        if same:
+            then = torch.stack([record[1].cpu() for n in same if (record := known[n]) is not None])
+            now = torch.stack([_fingerprint(gradients[n]).cpu() for n in same])
+            alike = torch.isclose(then.double(), now.double(), rtol=1e-5, atol=0.0, equal_nan=True)
+            suspects += [n for n, fine in zip(same, alike.tolist(), strict=True) if not fine]
+        for name in suspects:
+            if bool(gradients[name].any()):
+                raise PrivacyError(
+                    f"the gradient of {name!r} was changed after its backward() (clip_grad_norm_, an unscale, or an "
+                    "assignment to .grad). The noise was calibrated for the clipped sum, not for what is there now. "
+                    "Change gradients after the noise instead, in a hook of optimizer.register_step_pre_hook."
+                )
 
     def check_graph(self, value: Tensor, carrier: Tensor) -> bool:
         """Tell whether all that ``value`` depends on and that wants a gradient is behind the carrier.
@@ -155,10 +166,6 @@ def _fingerprint(gradient: Tensor) -> Tensor:
     working = torch.promote_types(gradient.dtype, torch.float32)
     norm: Tensor = torch.linalg.vector_norm(gradient.detach(), dtype=working)
     return norm
-
-
-def _same(fingerprint: Tensor, gradient: Tensor) -> bool:
-    return bool(torch.isclose(fingerprint, _fingerprint(gradient), rtol=1e-5, atol=0.0, equal_nan=True))
 
 
 def _identity(value: Tensor) -> tuple[int, int]:

@@ -37,7 +37,7 @@ def batch_size(
 
     Raises:
         ConfigurationError: an input is a nested tensor, or the first has not as many rows as there are records, and
-            another has.
+            others differ from it.
     """
     sizes = []
     for place, value in enumerate(tensors):
@@ -53,11 +53,12 @@ def batch_size(
             sizes.append(size)
     if not sizes:
         return None
-    if sizes[0] != expected and expected in sizes:
+    others = {size for size in sizes if size != 1 or sizes[0] == 1}
+    if expected is not None and sizes[0] != expected and len(others) > 1:
         raise ConfigurationError(
-            f"the model's first input has {sizes[0]} rows, a later one {expected}, as there are records at hand: "
-            "which of them is the batch cannot be told. Pass the batch first; keep what is not of the batch "
-            "(positions, masks) in the module as a buffer."
+            f"the model's inputs have {sizes} rows, and {expected} records are at hand: which of them is the batch "
+            "cannot be told. Pass the batch first, split it with BatchMemoryManager, and keep what is not of the "
+            "batch (positions, masks) in the module as a buffer."
         )
     return sizes[0]
 
@@ -70,7 +71,7 @@ def refuse_mixed_outputs(outputs: Any, path: str) -> None:
     """
     for value in tensors_in(outputs):
         mark = mark_of(value)
-        if mark is not None and mark.mixed:
+        if mark is not None and mark.mixed and value.requires_grad:
             raise MixingError(
                 f"an output of {path} combines different samples of the batch (in `{mark.lost}`): a sample then moves "
                 "the gradients of others, and clipping bounds nothing. If an input is no batch but only has its size "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+import copy
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -62,14 +63,17 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     """Rebuild nested containers with ``function`` applied to every tensor. Other objects stay as they are."""
     if isinstance(value, Tensor):
         return function(value)
-    if isinstance(value, tuple) and type(value) is not tuple and not isinstance(value, torch.Size):
-        return type(value)(*(map_tensors(function, item) for item in value))
     if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
-        return type(value)(map_tensors(function, item) for item in value)
-    if isinstance(value, Mapping):
-        changed = {key: map_tensors(function, item) for key, item in value.items()}
-        return changed if type(value) is dict else type(value)(**changed)
+        items = [map_tensors(function, item) for item in value]
+        return type(value)(*items) if getattr(type(value), "_fields", None) else type(value)(items)
+    if isinstance(value, MutableMapping):
+        changed = copy.copy(value)
+        for key, item in value.items():
+            changed[key] = map_tensors(function, item)
+        return changed
     if is_dataclass(value) and not isinstance(value, type):
-        changed = {field.name: map_tensors(function, getattr(value, field.name)) for field in fields(value)}
-        return replace(value, **changed)
+        rebuilt = copy.copy(value)
+        for field in fields(value):
+            object.__setattr__(rebuilt, field.name, map_tensors(function, getattr(value, field.name)))
+        return rebuilt
     return value

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from tacit.capture.contact import CaptureContact, Frame, Names
 from tacit.capture.derived import embed_once, note_view
-from tacit.capture.follow import follow
+from tacit.capture.follow import follow, moves_rows
 from tacit.capture.indexing import follow_index
 from tacit.capture.losses import COUPLING, refuse_coupled_mean
 from tacit.capture.marks import Mark, clear_mark, mark_of, set_mark, tensors_in
@@ -162,7 +162,7 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
     """The tensors that a call writes into."""
     name = func.__name__
     if name.startswith("__"):
-        in_place = name == "__setitem__" or (name.startswith("__i") and name not in _NOT_IN_PLACE)
+        in_place = name in ("__setitem__", "__set__") or (name.startswith("__i") and name not in _NOT_IN_PLACE)
     else:
         in_place = name.endswith("_")
     found = list(tensors_in(kwargs["out"])) if kwargs.get("out") is not None else []
@@ -175,6 +175,8 @@ def _mark_written(func: Any, target: Tensor, marked: list[Tensor], args: tuple[A
     found: list[Layout] = []
     for layout, value in zip(known, marked, strict=False):
         places = [layout.at(dim) for dim in range(target.dim()) if layout.at(dim).fits(target.shape)]
+        if func is not Tensor.__setitem__ and moves_rows(func):
+            continue
         if func is Tensor.__setitem__:
             found += [place for place in places if _lands_on(target, place, args, layout, value)]
         else:

@@ -51,6 +51,7 @@ class Pass:
         samples: number of samples in the batch.
         dummy: the batch was empty and one made-up sample stands in for it: it must contribute nothing.
         synthetic: none of its rows is a record.
+        inputs: the batch inputs of its outermost forwards, the first of each.
         contacts: how many uses of each parameter the forwards promised.
         plain_only: two passes cannot be run over it (an input wants a gradient, or reentrant checkpointing).
         finished: the clipping has run.
@@ -67,6 +68,7 @@ class Pass:
         self.plain_only = False
         self.sink: Callable[[str, Use], None] | None = None
         self.clipped: ClippedSums | None = None
+        self.inputs: list[Tensor] = []
         self._clip = clip
         self._uses: dict[str, list[Use]] = {}
         self._terms: list[tuple[Term, Tensor]] = []

@@ -52,6 +52,7 @@ class Session:
         self._path: list[Entrance] = []
         self._patterns: dict[Entrance, tuple[Pass, Patterns]] = {}
         self._at_hand = at_hand
+        self._addresses: dict[int, str] | None = None
         self.synthetic = False
         self._constants: dict[Entrance, set[int]] = {}
         self._current: tuple[Pass, Tensor, tuple[object, ...]] | None = None
@@ -124,7 +125,9 @@ class Session:
         run.plain_only |= any(t.requires_grad for t in tensors)
         fresh = [t for t in tensors if mark_of(t) is None]
         try:
-            for value in self._batch_inputs(entrance, tensors, run.samples):
+            batch = self._batch_inputs(entrance, tensors, run.samples)
+            run.inputs += batch[:1]
+            for value in batch:
                 set_mark(value, Mark(Layout(run.samples, self._batch_dim if value.dim() > self._batch_dim else 0)))
             self._remember(entrance, run, args, kwargs)
             out = self._under(Frame(run, carrier), entrance, args, kwargs)
@@ -133,8 +136,9 @@ class Session:
         finally:
             for value in fresh:
                 clear_mark(value)
+        self._addresses = None
         refuse_mixed_outputs(out, entrance.path)
-        self._refuse_marked_buffers()
+        self._refuse_marked_state()
         return empty_outputs(out) if samples == 0 else out
 
     def _samples(self, entrance: Entrance, tensors: list[Tensor]) -> int | None:
@@ -158,14 +162,14 @@ class Session:
                 found.append(value)
         return found
 
-    def _refuse_marked_buffers(self) -> None:
+    def _refuse_marked_state(self) -> None:
         for entrance in self._entrances:
-            for name, buffer in entrance.module._buffers.items():
-                if mark_of(buffer) is not None:
+            for name, value in _state_of(entrance.module):
+                if mark_of(value) is not None:
                     raise MixingError(
-                        f"the forward of {entrance.path} left something computed from the batch in its buffer "
+                        f"the forward of {entrance.path} left something computed from the batch in "
                         f"`{name}`, which is saved with the model without noise. Freeze the update, or "
-                        "remove the buffer."
+                        "keep the value outside the model."
                     )
 
     def _under(self, frame: Frame, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -235,21 +239,30 @@ class Session:
         self._clipped_task = task
         if self._current is not None and self._current[0] is run:
             self._current = None
-        return self._clip(run, uses)
+        clipped = self._clip(run, uses)
+        run.inputs.clear()
+        return clipped
 
     def _state_at(self, address: int) -> str | None:
         """The name of the parameter or buffer whose storage is at ``address``."""
-        for entrance in self._entrances:
-            for name, value in (*entrance.module._buffers.items(), *entrance.module._parameters.items()):
-                if value is not None and value.untyped_storage().data_ptr() == address:
-                    return f"{entrance.path}.{name}"
-        return None
+        if self._addresses is None:
+            self._addresses = {
+                value.untyped_storage().data_ptr(): f"{entrance.path}.{name}"
+                for entrance in self._entrances
+                for name, value in _state_of(entrance.module)
+            }
+        return self._addresses.get(address)
 
     def _here(self) -> str:
         if not self._path:
             return "the model"
         entrance = self._path[-1]
         return f"{entrance.path}, {type(entrance.module).__name__}.forward"
+
+
+def _state_of(module: nn.Module) -> list[tuple[str, Tensor]]:
+    held = (*module._buffers.items(), *module._parameters.items())
+    return [(name, value) for name, value in held if value is not None]
 
 
 def _keep_mark(before: Tensor, after: Tensor) -> Tensor:

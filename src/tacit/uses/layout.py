@@ -31,7 +31,7 @@ class Layout:
         return self.outer * self.samples * self.inner
 
     def fits(self, shape: torch.Size) -> bool:
-        return self.dim < len(shape) and shape[self.dim] == self.rows
+        return 0 <= self.dim < len(shape) and shape[self.dim] == self.rows
 
     def at(self, dim: int) -> Layout:
         """The same rows in another dimension."""
