@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,6 @@ from torch.utils.data import DataLoader
 from tacit import checkpoint
 from tacit.accounting import (
     Accountant,
-    EpochRelease,
-    PoissonRelease,
-    Release,
     calibrate,
     create_accountant,
 )
@@ -26,7 +23,7 @@ from tacit.attachment import Attachment, Settings
 from tacit.errors import ConfigurationError
 from tacit.optimizer import PrivateOptimizer
 from tacit.plan import PrivacyPlan, check_number
-from tacit.sampling import EpochSampling, PoissonSampling, Sampling
+from tacit.planning import last_epoch, planned_history, planned_steps, sampling_of
 from tacit.stats import ClipStats
 from tacit.validation import check_attachable
 
@@ -96,7 +93,7 @@ class PrivacyEngine:
             ConfigurationError: an argument has no meaning here.
             PrivacyError: training this model, or on these batches, would not be covered by epsilon.
         """
-        sampling = _sampling(data_loader, poisson_sampling)
+        sampling = sampling_of(data_loader, poisson=poisson_sampling)
         plan = PrivacyPlan(noise_multiplier, max_grad_norm, clipping, loss_reduction, sampling)
         return self._attach(
             module, optimizer, data_loader, plan, criterion, batch_first, grad_sample_mode, noise_generator
@@ -133,11 +130,11 @@ class PrivacyEngine:
 
         All other arguments, results and errors are those of :meth:`make_private`.
         """
-        sampling = _sampling(data_loader, poisson_sampling)
+        sampling = sampling_of(data_loader, poisson=poisson_sampling)
         # Everything else is checked before the calibration, which takes a second.
         draft = PrivacyPlan(1.0, max_grad_norm, clipping, loss_reduction, sampling)
         self._check(module, optimizer, grad_sample_mode, criterion)
-        planned = _planned_steps(sampling, epochs, steps)
+        planned = planned_steps(sampling, epochs, steps)
         if 1.0 / sampling.records <= target_delta < 1.0:
             warnings.warn(
                 f"target_delta={target_delta} with {sampling.records} records: with that chance a whole record may be "
@@ -145,31 +142,14 @@ class PrivacyEngine:
                 UserWarning,
                 stacklevel=2,
             )
-        noise = calibrate(
-            self._history_with(sampling, planned), target_epsilon, target_delta, self.accountant.mechanism()
-        )
+        history = planned_history(self.accountant.history, sampling, planned)
+        noise = calibrate(history, target_epsilon, target_delta, self.accountant.mechanism())
         plan = PrivacyPlan(noise, draft.max_grad_norm, clipping, loss_reduction, sampling)
         made = self._attach(
             module, optimizer, data_loader, plan, criterion, batch_first, grad_sample_mode, noise_generator
         )
         self._attached.planned_steps = self.accountant.steps + planned
         return made
-
-    def _history_with(self, sampling: Sampling, planned: int) -> Callable[[float], Sequence[tuple[Release, int]]]:
-        spent = list(self.accountant.history)
-        first = self._last_epoch() + 1
-
-        def history(noise: float) -> Sequence[tuple[Release, int]]:
-            if isinstance(sampling, PoissonSampling):
-                return [*spent, (PoissonRelease(noise, sampling.sample_rate), planned)]
-            whole, rest = divmod(planned, sampling.steps_per_epoch)
-            counts = [sampling.steps_per_epoch] * whole + [rest] * bool(rest)
-            return [*spent, *((EpochRelease(noise, first + i), count) for i, count in enumerate(counts))]
-
-        return history
-
-    def _last_epoch(self) -> int:
-        return max((r.epoch for r, _ in self.accountant.history if isinstance(r, EpochRelease)), default=0)
 
     def _check(
         self, module: nn.Module, optimizer: Optimizer, mode: str, criterion: Callable[..., Any] | None
@@ -207,7 +187,7 @@ class PrivacyEngine:
         parameters = self._check(module, optimizer, mode, criterion)
         settings = Settings(MODES[mode], batch_first, noise_generator)
         attached = Attachment(module, parameters, optimizer, data_loader, plan, settings, self.accountant)
-        attached.loader.resume(self._last_epoch())
+        attached.loader.resume(last_epoch(self.accountant.history))
         self._attachment = attached
         made = (module, attached.optimizer, attached.loader)
         return (*made, attached.criterion(criterion or nn.CrossEntropyLoss())) if mode == "ghost" else made
@@ -300,20 +280,5 @@ class PrivacyEngine:
         """
         checkpoint.load(Path(path), module, optimizer, self.accountant, self._attachment)
         if self._attachment is not None:
-            self._attachment.loader.resume(max(self._last_epoch(), self._attachment.loader.epoch))
+            self._attachment.loader.resume(max(last_epoch(self.accountant.history), self._attachment.loader.epoch))
             self._attachment.planned_steps = None
-
-
-def _sampling(loader: DataLoader[Any], poisson: bool) -> Sampling:
-    return PoissonSampling.from_loader(loader) if poisson else EpochSampling.from_loader(loader)
-
-
-def _planned_steps(sampling: Sampling, epochs: int | None, steps: int | None) -> int:
-    given = {"epochs": epochs, "steps": steps}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    if len(chosen) != 1:
-        raise ConfigurationError("say how long the planned run is: epochs= or steps=, one of them.")
-    ((name, value),) = chosen.items()
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigurationError(f"{name}={value!r}: it must be a whole number of at least 1.")
-    return value * sampling.steps_per_epoch if name == "epochs" else value
