@@ -47,6 +47,14 @@ def backward(model, batch):
     return loss
 
 
+def train(model, optimizer, loader, epochs):
+    for _ in range(epochs):
+        for batch in loader:
+            optimizer.zero_grad()
+            backward(model, batch)
+            optimizer.step()
+
+
 class TestWhatComesBack:
     def test_the_model_is_the_same_object(self):
         parts = make_parts()
@@ -340,6 +348,16 @@ class TestAroundTheGates:
         backward(self.model, self.batch)
         nn.utils.clip_grad_norm_(self.model.parameters(), 1e-3)
         with pytest.raises(PrivacyError, match="clip_grad_norm_"):
+            self.optimizer.step()
+
+    def test_a_failed_backward_is_not_mended_by_a_good_one(self):
+        x, y = self.batch
+        backward(self.model, (x[:12], y[:12]))
+        leak = nn.functional.linear(x, self.model.layer.weight).sum()
+        with pytest.raises(LeakError):
+            leak.backward()
+        backward(self.model, (x[12:], y[12:]))
+        with pytest.raises(PrivacyError, match="last backward"):
             self.optimizer.step()
 
     def test_gradient_assigned_by_hand(self):
@@ -647,11 +665,7 @@ class TestAccumulation:
 class TestOwnBatches:
     def test_no_amplification_is_claimed_and_it_says_so(self):
         engine, model, optimizer, loader = make_private(noise_multiplier=1.0, poisson_sampling=False)
-        for _ in range(2):
-            for batch in loader:
-                optimizer.zero_grad()
-                backward(model, batch)
-                optimizer.step()
+        train(model, optimizer, loader, epochs=2)
         # Disjoint batches: an epoch costs one Gaussian mechanism, and two epochs two.
         assert engine.accountant.steps == 6
         expected = epsilon(noise_multiplier=1.0, sample_rate=1.0, steps=2, delta=1e-5)
@@ -665,11 +679,7 @@ class TestOwnBatches:
         model, optimizer, loader = engine.make_private_with_epsilon(
             **vars(parts), target_epsilon=4.0, target_delta=1e-5, epochs=2, max_grad_norm=1.0, poisson_sampling=False
         )
-        for _ in range(2):
-            for batch in loader:
-                optimizer.zero_grad()
-                backward(model, batch)
-                optimizer.step()
+        train(model, optimizer, loader, epochs=2)
         assert 3.99 < engine.get_epsilon(1e-5) <= 4.0
 
 
@@ -681,19 +691,12 @@ class TestCalibration:
         model, optimizer, loader = engine.make_private_with_epsilon(
             **vars(make_parts()), target_epsilon=2.0, target_delta=1e-5, max_grad_norm=1.0, **length
         )
-        for _ in range(3):
-            for batch in loader:
-                optimizer.zero_grad()
-                backward(model, batch)
-                optimizer.step()
+        train(model, optimizer, loader, epochs=3)
         assert 2.0 * (1 - 1e-3) <= engine.get_epsilon(1e-5) <= 2.0
 
     def test_spent_budget_counts(self):
         engine, model, optimizer, loader = make_private(noise_multiplier=3.0)
-        for batch in loader:
-            optimizer.zero_grad()
-            backward(model, batch)
-            optimizer.step()
+        train(model, optimizer, loader, epochs=1)
         engine.detach()
         _, _, loader = engine.make_private_with_epsilon(
             **vars(make_parts()), target_epsilon=2.0, target_delta=1e-5, max_grad_norm=1.0, epochs=1

@@ -46,9 +46,11 @@ class LeakGuard:
         def check(gradients: tuple[Tensor, ...]) -> None:
             refuse_accumulation_hooks(name, parameter)
             if parameter.grad is not None:
-                self.broken = True
-                self.check_untouched({name: parameter.grad})
-                self.broken = False
+                try:
+                    self.check_untouched({name: parameter.grad})
+                except PrivacyError:
+                    self.broken = True
+                    raise
             expected = self._expected.pop(name, None)
             if expected is None or _identity(gradients[0]) != expected:
                 self.broken = True
