@@ -146,11 +146,9 @@ class Attachment:
             self._warn_once(
                 "step() was called without a backward() on the batch at hand: noise alone was released, and it counts."
             )
-        self._rows.clear()
-        self._drop_grad_samples()  # they must not reach a file with the model
+        self._drop_batch()
         self.session.forget()
         self._warn_unused()
-
         if self.planned_steps is not None and self._accountant.steps > self.planned_steps:
             self._warn_once(
                 f"the planned {self.planned_steps} steps are done: each further one takes epsilon over its target. "
@@ -174,13 +172,14 @@ class Attachment:
                 "same; freeze them if they are never used."
             )
 
-    def _drop_grad_samples(self) -> None:
+    def _drop_batch(self) -> None:
+        """Let go of what is held of single samples; it must not reach a file with the model."""
+        self._rows.clear()
         for parameter in self.parameters.values():
             parameter.__dict__.pop("grad_sample", None)
 
     def _on_forget(self) -> None:
-        self._drop_grad_samples()
-        self._rows.clear()
+        self._drop_batch()
         self._release.forget()
         self.session.guard.reset()
         self.draws.discard()
@@ -189,7 +188,6 @@ class Attachment:
         self.optimizer.discard_pending()  # a clipped sum without noise must not be left for a plain step
         self.session.detach()
         self.optimizer.detach()
-        self._drop_grad_samples()
 
 
 def _overlap(one: Tensor, other: Tensor) -> bool:

@@ -55,8 +55,7 @@ def repeated(_f: Any, source: Tensor, layout: Layout, _args: Any, _kwargs: Any, 
 
 def left(_f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out: Tensor) -> Layout | None:
     """Dimensions are added behind those of the first operand."""
-    first = args[0] if args else kwargs.get("input")
-    return layout if source is first and layout.fits(out.shape) else None
+    return layout if source is first_operand(args, kwargs) and layout.fits(out.shape) else None
 
 
 def constant(*_: Any) -> Layout | None:
@@ -65,6 +64,10 @@ def constant(*_: Any) -> Layout | None:
 
 class NotBatchError(Exception):
     """The output depends only on sizes and types of the batch, not on its values."""
+
+
+def first_operand(args: Any, kwargs: Any) -> Any:
+    return args[0] if args else kwargs.get("input")
 
 
 def dim_argument(
@@ -179,13 +182,16 @@ def generic(f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out:
 
 def first_only(_f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out: Tensor) -> Layout | None:
     """Calls whose weights must not come from the batch; leading dimensions of the first operand stay."""
-    first = args[0] if args else kwargs.get("input")
-    return layout if source is first and layout.dim < source.dim() - 1 and layout.fits(out.shape) else None
+    return (
+        layout
+        if source is first_operand(args, kwargs) and layout.dim < source.dim() - 1 and layout.fits(out.shape)
+        else None
+    )
 
 
 def leading(f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out: Tensor) -> Layout | None:
     """Convolutions, pooling and normalization over (N, C, …): the batch must be dimension 0, and there."""
-    first = args[0] if args else kwargs.get("input")
+    first = first_operand(args, kwargs)
     space = f.__name__[-2:]
     least = int(space[0]) + 2 if space in ("1d", "2d", "3d") else 2
     return layout if source is first and layout.dim == 0 and source.dim() >= least and layout.fits(out.shape) else None
@@ -218,7 +224,7 @@ def multi_head(_f: Any, source: Tensor, layout: Layout, args: Any, _kwargs: Any,
 def trailing(_f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out: Tensor) -> Layout | None:
     """Normalization over the last ``len(normalized_shape)`` dimensions."""
     shape = kwargs.get("normalized_shape", args[1] if len(args) > 1 else ())
-    kept = source is (args[0] if args else kwargs.get("input")) and layout.dim < source.dim() - len(shape)
+    kept = source is first_operand(args, kwargs) and layout.dim < source.dim() - len(shape)
     return layout if kept and layout.fits(out.shape) else None
 
 

@@ -66,7 +66,7 @@ _FAMILIES: list[tuple[Follower, str]] = [
     (families.along(1), "softmax log_softmax softmin cumsum cumprod cummax cummin logcumsumexp flip glu gather"),
     (families.along(1, -1), "sort argsort diff"),
     (families.along(2), "roll"),
-    (families.along(2, 1), "normalize cosine_similarity_"),
+    (families.along(2, 1), "normalize"),
     (families.along(2, -1), "topk kthvalue"),
     (families.along(1), "scatter scatter_add scatter_reduce index_add index_copy index_fill scatter_ scatter_add_"),
     (families.along(1), "scatter_reduce_ index_add_ index_copy_ index_fill_ cumsum_ cumprod_"),
@@ -78,7 +78,7 @@ _FAMILIES: list[tuple[Follower, str]] = [
         "atleast_1d atleast_2d atleast_3d dstack hstack vstack row_stack column_stack cov corrcoef cartesian_prod "
         "combinations meshgrid block_diag unique masked_select nonzero argwhere bincount histc renorm renorm_ "
         "fliplr flipud chain_matmul cumulative_trapezoid trapezoid as_strided as_strided_ resize_ set_ sspaddmm "
-        "pdist cosine_similarity pairwise_distance searchsorted bucketize mode quantile",
+        "pdist searchsorted bucketize mode quantile",
     ),
 ]
 

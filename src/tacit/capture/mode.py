@@ -21,6 +21,12 @@ from tacit.rules import find_rule, refuse_batch_statistics
 from tacit.uses import Layout
 
 _BATCH_NORMS = (F.batch_norm, torch.batch_norm, torch.native_batch_norm)
+_INSTANCE_NORMS = (F.instance_norm, torch.instance_norm)
+_STATISTICS = {
+    F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training"),
+    F.instance_norm: ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats"),
+}
+_NATIVE_STATISTICS = ("input", "weight", "bias", "running_mean", "running_var", "training")
 _FORM_ONLY = frozenset([Tensor.expand_as, Tensor.view_as, Tensor.reshape_as, Tensor.type_as, Tensor.to])
 _RECURRENT = " (recurrent layers are not supported yet: write the cell with nn.Linear)"
 _HINTS = dict.fromkeys(
@@ -30,7 +36,6 @@ _HINTS = dict.fromkeys(
     "F.scaled_dot_product_attention)"
 }
 _NOT_IN_PLACE = ("__invert__", "__index__", "__int__", "__iter__")
-_INSTANCE_NORMS = (F.instance_norm, torch.instance_norm)
 
 
 class Capture(TorchFunctionMode):
@@ -121,14 +126,7 @@ class Capture(TorchFunctionMode):
             )
 
     def _refuse_statistics(self, func: Any, args: Any, kwargs: Any) -> None:
-        names = (
-            ("input", "running_mean", "running_var", "weight", "bias", "training")
-            if func is F.batch_norm
-            else ("input", "weight", "bias", "running_mean", "running_var", "training")
-        )
-        if func is F.instance_norm:
-            names = ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats")
-        given = dict(zip(names, args, strict=False)) | kwargs
+        given = dict(zip(_STATISTICS.get(func, _NATIVE_STATISTICS), args, strict=False)) | kwargs
         where = f"`{func.__name__}` in {self._describe_module()}"
         if func in _INSTANCE_NORMS:
             own = given.get("use_input_stats", given.get("training", True))
@@ -175,11 +173,9 @@ def _mark_written(func: Any, target: Tensor, marked: list[Tensor], args: tuple[A
     found: list[Layout] = []
     for layout, value in zip(known, marked, strict=False):
         places = [layout.at(dim) for dim in range(target.dim()) if layout.at(dim).fits(target.shape)]
-        if func is not Tensor.__setitem__ and moves_rows(func):
-            continue
         if func is Tensor.__setitem__:
             found += [place for place in places if _lands_on(target, place, args, layout, value)]
-        else:
+        elif not moves_rows(func):
             found += [place for place in places if place.dim - layout.dim == target.dim() - value.dim()]
     alone = len(known) == len(marked) and len(set(found)) == 1
     set_mark(target, Mark(found[0]) if alone else Mark(None, lost="writing the batch into a constant"))
