@@ -156,10 +156,6 @@ class TestRefusals:
         with pytest.raises(TypeError, match="max_gradnorm"):
             make_private(max_gradnorm=1.0)
 
-    def test_functorch_mode_is_not_there_yet(self):
-        with pytest.raises(NotImplementedError, match="functorch"):
-            make_private(grad_sample_mode="functorch")
-
     def test_secure_mode_is_not_there_yet(self):
         with pytest.raises(NotImplementedError, match="secure_mode"):
             PrivacyEngine(secure_mode=True)
@@ -398,19 +394,6 @@ class TestPasses:
         loss = model(x).sum() + model(x[:5]).sum()
         with pytest.raises(SecondBackwardError, match="different sizes"):
             loss.backward()
-
-    def test_contact_without_a_rule(self):
-        class Net(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.centers = nn.Parameter(torch.randn(CLASSES, FEATURES))
-
-            def forward(self, x):
-                return torch.cdist(x, self.centers)
-
-        _, model, *_ = full_batch_of(nn.Sequential(Net()))
-        with pytest.raises(NoRuleError, match=r"`cdist` on `0\.centers` \(3, 5\) \(in 0, Net\.forward\)"):
-            model(torch.randn(4, FEATURES))
 
     def test_create_graph_is_refused(self):
         _, model, _, loader = full_batch()

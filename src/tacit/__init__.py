@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tacit.engine import PrivacyEngine
-    from tacit.errors import PrivacyError, TacitError
+    from tacit.errors import FallbackWarning, PrivacyError, TacitError
+    from tacit.rules import register_rule, visible
     from tacit.sampling import BatchMemoryManager
 
 __version__ = "0.1.0"
@@ -21,9 +22,21 @@ _HOMES = {
     "BatchMemoryManager": "tacit.sampling",
     "TacitError": "tacit.errors",
     "PrivacyError": "tacit.errors",
+    "FallbackWarning": "tacit.errors",
+    "register_rule": "tacit.rules",
+    "visible": "tacit.rules",
 }
 
-__all__ = ["BatchMemoryManager", "PrivacyEngine", "PrivacyError", "TacitError", "__version__"]
+__all__ = [
+    "BatchMemoryManager",
+    "FallbackWarning",
+    "PrivacyEngine",
+    "PrivacyError",
+    "TacitError",
+    "__version__",
+    "register_rule",
+    "visible",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -31,7 +31,7 @@ class Settings:
     """What does not decide epsilon.
 
     Attributes:
-        mode: ``"auto"``, ``"hooks"`` or ``"ghost"``.
+        mode: ``"auto"``, ``"hooks"``, ``"ghost"`` or ``"functorch"``.
         batch_first: whether inputs carry the batch in dimension 0.
         noise_generator: makes the noise reproducible.
     """
@@ -71,7 +71,14 @@ class Attachment:
         self.planned_steps: int | None = None
         clipper = Clipper(lambda: self.plan, self, keep_dense=settings.mode == "hooks")
         clip = GhostClipper(clipper) if settings.mode == "ghost" else clipper
-        self.session = Session(module, parameters, clip, batch_first=settings.batch_first, at_hand=self._batch_at_hand)
+        self.session = Session(
+            module,
+            parameters,
+            clip,
+            batch_first=settings.batch_first,
+            at_hand=self._batch_at_hand,
+            apart=settings.mode == "functorch",
+        )
         self._release = Releaser(
             lambda: self.plan, self.parameters, self.session.guard, self.draws, self.noise, accountant
         )

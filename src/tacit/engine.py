@@ -83,7 +83,8 @@ class PrivacyEngine:
                 the loader's own batches are kept and no amplification by sampling is claimed for them.
             clipping: the clipping policy: ``"flat"``.
             grad_sample_mode: ``"auto"``: one backward; ``"hooks"`` (or ``"ew"``): whole per-sample gradients are left
-                in ``p.grad_sample``, ``(B, *p.shape)``, after each backward; ``"ghost"``: two passes, least memory.
+                in ``p.grad_sample``, ``(B, *p.shape)``, after each backward; ``"ghost"``: two passes, least memory;
+                ``"functorch"``: the whole model under ``torch.vmap``, with a copy of its parameters for each sample.
             noise_generator: makes the noise reproducible, for tests.
 
         Returns:
@@ -160,10 +161,6 @@ class PrivacyEngine:
             )
         if mode not in MODES:
             raise ConfigurationError(f"grad_sample_mode={mode!r} is not known. Known: {', '.join(map(repr, MODES))}.")
-        if mode == "functorch":
-            raise NotImplementedError(
-                'grad_sample_mode="functorch" is not there yet; "auto" and "hooks" give the same gradients.'
-            )
         if criterion is not None and mode != "ghost":
             raise ConfigurationError(
                 f'criterion= belongs to grad_sample_mode="ghost". In mode {mode!r} use your loss as it is, and leave '

@@ -14,11 +14,23 @@ class PrivacyError(TacitError):
 
 
 class NoRuleError(PrivacyError):
-    """A trainable parameter met the batch in a call whose per-sample gradient is not known."""
+    """A trainable parameter met the batch in a call whose per-sample gradient is not known.
+
+    Attributes:
+        found: what was found, without what to do about it.
+    """
+
+    def __init__(self, message: str, found: str | None = None) -> None:
+        super().__init__(message)
+        self.found = found or message
 
 
 class LayoutError(PrivacyError):
     """The samples of a batch cannot be told apart at a call that meets a trainable parameter."""
+
+
+class UnseenError(LayoutError):
+    """A tensor was computed from the batch by a call that the engine cannot see."""
 
 
 class LeakError(PrivacyError):
@@ -39,3 +51,7 @@ class SamplingError(PrivacyError):
 
 class CheckpointError(TacitError):
     """A checkpoint is torn, foreign, or does not belong to this model or optimizer."""
+
+
+class FallbackWarning(UserWarning):
+    """A module has no rule and runs on a copy of its parameters for each sample: exact, but slower."""

@@ -36,7 +36,7 @@ def poisoned(x: Tensor, layout: Layout, sample: int) -> Tensor:
 def captured(function: Callable[[Tensor], Any], x: Tensor, layout: Layout) -> tuple[Tensor, Layout | None]:
     x = x.clone()
     set_mark(x, Mark(layout))
-    with Capture(Names({}, {}), lambda _: None, lambda: "the test"):
+    with Capture(Names({}, {}), lambda _: None, lambda: "the test", lambda *_: None):
         out = function(x)
     mark = mark_of(out)
     assert mark is not None, "the output depends on the batch but carries no mark"
@@ -504,6 +504,6 @@ def test_what_models_do_is_not_lost(function: Callable[[Tensor], Tensor], expect
 def test_what_reads_the_shape_alone_is_right_or_no_batch(function: Callable[[Tensor], Tensor]) -> None:
     x = torch.randn(3, 3)
     set_mark(x, Mark(Layout(3, 0)))
-    with Capture(Names({}, {}), lambda _: None, lambda: "the test"):
+    with Capture(Names({}, {}), lambda _: None, lambda: "the test", lambda *_: None):
         mark = mark_of(function(x))
     assert mark is None or mark.layout == Layout(3, 0)

@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tacit.errors import PrivacyError, TacitError
+from tacit.errors import PrivacyError, TacitError, UnseenError
 from tacit.rules import Slot
 from tacit.rules.registry import methods
 from tacit.uses import Dense, Use
 
 _VIEW = "_tacit_view"
+_DERIVED = "_tacit_derived"
 _TRANSPOSES = frozenset([*methods(["t"], torch, Tensor), Tensor.T.__get__, Tensor.mT.__get__])  # type: ignore[attr-defined]
 _SWAPS = frozenset(methods(["transpose", "swapaxes", "swapdims"], torch, Tensor))
 _EXPANSIONS = frozenset(methods(["expand", "expand_as", "broadcast_to", "repeat", "tile"], torch, Tensor))
@@ -81,11 +82,47 @@ def transposed_source(value: Tensor) -> Tensor | None:
     return _noted(value, "transpose")
 
 
+def note_derived(value: Tensor) -> None:
+    """Remember that a tensor was seen to be computed from parameters and constants."""
+    if value.requires_grad:
+        setattr(value, _DERIVED, True)
+
+
+def is_derived(value: Tensor) -> bool:
+    """Tell whether a tensor that requires a gradient depends on parameters and constants alone."""
+    return value.is_leaf or getattr(value, _DERIVED, False) or not trace(value)[1]
+
+
+def unseen_error(where: str = "a module") -> UnseenError:
+    return UnseenError(
+        f"a tensor in {where} may have been computed from the batch by a call that could not be seen (torch.vmap, "
+        "torch.jit.script, an autograd.Function, a write into a view of a constant): its samples cannot be told apart, "
+        "and parameters that it meets would be released unclipped. Write that call in plain torch, or as a function "
+        "made by tacit.visible."
+    )
+
+
 def leaves_of(value: Tensor) -> list[Tensor]:
-    """Return the leaf tensors that require a gradient and from which ``value`` was computed."""
-    if value.is_leaf:
-        return [value]
+    """Return the leaf tensors that require a gradient and from which ``value`` was computed.
+
+    Raises:
+        UnseenError: it was computed from the batch, too.
+    """
+    leaves, of_the_batch = trace(value)
+    if of_the_batch and not getattr(value, _DERIVED, False):
+        raise unseen_error()
+    return leaves
+
+
+def trace(value: Tensor) -> tuple[list[Tensor], bool]:
+    """Return the leaves of a tensor's graph, and whether it may depend on the batch.
+
+    It does if a rule had a part in it, and may if an autograd.Function of the user's had: its calls are not seen.
+    """
+    if value.is_leaf:  # or a view of one, made under no_grad
+        return ([value], False) if value._base is None else trace(value._base)
     found: dict[int, Tensor] = {}
+    of_the_batch = False
     seen: set[Any] = set()
     pending = [value.grad_fn]
     while pending:
@@ -94,16 +131,14 @@ def leaves_of(value: Tensor) -> list[Tensor]:
             continue
         seen.add(node)
         if node.name() in _OWN_NODES:
-            raise PrivacyError(
-                "a parameter met a tensor that was computed from the batch by a call that could not be seen "
-                "(torch.vmap, torch.jit.script, a write into a view of a constant): its samples cannot be told apart. "
-                "Write that call in plain torch."
-            )
+            of_the_batch = True
+            continue
+        of_the_batch |= isinstance(node, torch.autograd.function.BackwardCFunction)
         leaf = getattr(node, "variable", None) if node.name().endswith("AccumulateGrad") else None
         if leaf is not None:
             found[id(leaf)] = leaf
         pending.extend(edge[0] for edge in node.next_functions)
-    return list(found.values())
+    return list(found.values()), of_the_batch
 
 
 class ViewSlot(Slot):

@@ -100,7 +100,7 @@ def _table() -> dict[Callable[..., Any], Follower]:
 
 
 _FOLLOWERS = _table()
-_GETTERS: dict[Callable[..., Any], Callable[..., Any]] = {
+VIEW_GETTERS: dict[Callable[..., Any], Callable[..., Any]] = {
     Tensor.T.__get__: Tensor.t,  # type: ignore[attr-defined]
     Tensor.mT.__get__: Tensor.adjoint,  # type: ignore[attr-defined]
     Tensor.H.__get__: Tensor.adjoint,  # type: ignore[attr-defined]
@@ -168,8 +168,8 @@ def _seen_from(function: Callable[..., Any], source: Tensor, args: Any, kwargs: 
     if mark.layout is None:
         return mark
     follower = _FOLLOWERS.get(function, families.generic)
-    if function in _GETTERS:
-        follower, function, args = families.permute, _GETTERS[function], (source,)
+    if function in VIEW_GETTERS:
+        follower, function, args = families.permute, VIEW_GETTERS[function], (source,)
         if function is Tensor.t and source.dim() != 2:
             function, args = torch.permute, (source, tuple(reversed(range(source.dim()))))
     try:

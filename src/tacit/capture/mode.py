@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from tacit.capture.contact import CaptureContact, Frame, Names
-from tacit.capture.derived import embed_once, note_view
-from tacit.capture.follow import follow, moves_rows
+from tacit.capture.derived import embed_once, is_derived, note_derived, note_view, unseen_error
+from tacit.capture.follow import VIEW_GETTERS, follow, moves_rows
+from tacit.capture.frames import in_autograd_function
 from tacit.capture.indexing import follow_index
 from tacit.capture.losses import COUPLING, refuse_coupled_mean
 from tacit.capture.marks import Mark, clear_mark, mark_of, set_mark, tensors_in
-from tacit.errors import MixingError
+from tacit.errors import LayoutError, MixingError, NoRuleError
 from tacit.rules import find_rule, refuse_batch_statistics
 from tacit.uses import Layout
 
@@ -27,6 +28,7 @@ _STATISTICS = {
     F.instance_norm: ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats"),
 }
 _NATIVE_STATISTICS = ("input", "weight", "bias", "running_mean", "running_var", "training")
+_READS_NOTHING = frozenset([Tensor.size, Tensor.dim, Tensor.detach, Tensor.numel, Tensor.stride])
 _FORM_ONLY = frozenset([Tensor.expand_as, Tensor.view_as, Tensor.reshape_as, Tensor.type_as, Tensor.to])
 _RECURRENT = " (recurrent layers are not supported yet: write the cell with nn.Linear)"
 _HINTS = dict.fromkeys(
@@ -44,12 +46,29 @@ class Capture(TorchFunctionMode):
     Attributes:
         frame: the forward that is running.
         names: which parameters are private.
+        apart: what to do while a module runs on single samples. "on": look at calls, for what comes from outside the
+            module; "strict": it runs for its values only, so that all that has a gradient comes from outside; "off":
+            the engine itself prepares such a run; "": no module does.
+
+    Args:
+        names: which parameters are private.
+        state_at: names the parameter or buffer at an address.
+        describe_module: names the module that is running.
+        failed: is told of an error in a call, and of the call's parameters, before it is raised.
     """
 
-    def __init__(self, names: Names, state_at: Callable[[int], str | None], describe_module: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        names: Names,
+        state_at: Callable[[int], str | None],
+        describe_module: Callable[[], str],
+        failed: Callable[[NoRuleError | LayoutError, Sequence[Tensor]], None],
+    ) -> None:
         super().__init__()
         self.frame: Frame | None = None
         self.names = names
+        self.apart = ""
+        self.failed = failed
         self._state_at = state_at
         self._describe_module = describe_module
 
@@ -57,29 +76,39 @@ class Capture(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self.apart:
+            if self.apart != "off":
+                self._look_on(func, args, kwargs)
+            return func(*args, **kwargs)
         marked: list[Tensor] = []
         trainable: list[Tensor] = []
         _sort(args, marked, trainable)
         if kwargs:
             _sort(tuple(kwargs.values()), marked, trainable)
-        if marked and func in _FORM_ONLY and mark_of(args[0]) is None:
-            marked = []  # the batch lends its shape or type only
+        if marked and func in _FORM_ONLY:  # the second operand lends its shape or type only
+            marked, trainable = (marked, []) if mark_of(args[0]) is not None else ([], trainable)
         if not marked:
-            return _unmarked_call(func, args, kwargs) if trainable else func(*args, **kwargs)
+            return self._unmarked_call(func, args, kwargs, trainable) if trainable else func(*args, **kwargs)
         if func in _BATCH_NORMS or func in _INSTANCE_NORMS:
             self._refuse_statistics(func, args, kwargs)
         if func in COUPLING:
             refuse_coupled_mean(func, args, kwargs, self._describe_module())
         if trainable and torch.is_grad_enabled():
-            out = self._contact(func, args, kwargs, trainable)
+            try:
+                out = self._contact(func, args, kwargs, trainable)
+            except (NoRuleError, LayoutError) as error:
+                self.failed(error, trainable)
+                raise
         else:
+            if trainable and not _only_asks(func):
+                self._note_contact_without_gradient(func, trainable)
             out = func(*args, **kwargs)
         self._mark_outputs(func, marked, args, kwargs, out)
         return out
 
     def _contact(self, func: Callable[..., Any], args: Any, kwargs: Any, trainable: list[Tensor]) -> Any:
         assert self.frame is not None
-        if func.__name__ == "__get__" or func is Tensor.size:
+        if _only_asks(func):
             return func(*args, **kwargs)
         contact = CaptureContact(
             func, self.frame, self.names, self._describe_module(), trainable, self.__torch_function__
@@ -91,6 +120,47 @@ class Capture(TorchFunctionMode):
         if rule is None:
             contact.refuse("this function is not known to the engine" + _HINTS.get(func.__name__, ""))
         return rule(contact, *args, **kwargs)
+
+    def _note_contact_without_gradient(self, func: Callable[..., Any], trainable: list[Tensor]) -> None:
+        """Under no_grad a contact has no rule to go to; but its gradient may come another way."""
+        if in_autograd_function():
+            self._refuse(unseen_error(self._describe_module()), trainable)
+        if find_rule(func) is None:  # reentrant checkpointing will run it again, with gradients
+            self.failed(NoRuleError(f"`{func.__name__}` in {self._describe_module()} has no rule."), trainable)
+
+    def _unmarked_call(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], trainable: list[Tensor]
+    ) -> Any:
+        """A call on parameters and constants alone: autograd builds its graph as usual."""
+        unseen = torch._C._functorch.peek_interpreter_stack() is not None
+        if unseen or not all(is_derived(value) for value in trainable):
+            self._refuse(unseen_error(self._describe_module()), trainable)
+        out = embed_once(func, args, kwargs)
+        if out is None:
+            out = func(*args, **kwargs)
+            note_view(func, args, out)
+        for value in tensors_in(out):
+            note_derived(value)
+        return out
+
+    def _refuse(self, error: NoRuleError | LayoutError, trainable: list[Tensor]) -> NoReturn:
+        self.failed(error, trainable)
+        raise error
+
+    def _look_on(self, func: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        """Refuse what a module that runs on single samples takes from outside: it would belong to all of them."""
+        if func in _BATCH_NORMS or func in _INSTANCE_NORMS:
+            self._refuse_statistics(func, args, kwargs)
+        if func in _READS_NOTHING or (func.__name__ == "__get__" and func not in VIEW_GETTERS):
+            return
+        for value in tensors_in((args, kwargs)):
+            foreign = id(value) in self.names.private or (self.apart == "strict" and value.requires_grad)
+            if mark_of(value) is not None or (foreign and value.requires_grad):
+                error = NoRuleError(
+                    f"`{func.__name__}` in {self._describe_module()}, which runs on each sample alone, reads a tensor "
+                    f"{tuple(value.shape)} that is neither among its arguments nor a parameter of its own."
+                )
+                self._refuse(error, [value])
 
     def _mark_outputs(self, func: Any, marked: list[Tensor], args: Any, kwargs: Any, out: Any) -> None:
         if isinstance(out, Tensor):
@@ -135,6 +205,10 @@ class Capture(TorchFunctionMode):
             refuse_batch_statistics(where, None, training=bool(given.get("training", False)))
 
 
+def _only_asks(func: Callable[..., Any]) -> bool:
+    return func.__name__ == "__get__" or func is Tensor.size
+
+
 def _sort(values: Any, marked: list[Tensor], trainable: list[Tensor]) -> None:
     """Sort tensor arguments into those of the batch and unmarked ones that require a gradient."""
     for value in values:
@@ -145,15 +219,6 @@ def _sort(values: Any, marked: list[Tensor], trainable: list[Tensor]) -> None:
                 trainable.append(value)
         elif isinstance(value, (list, tuple)):
             _sort(value, marked, trainable)
-
-
-def _unmarked_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A call on parameters and constants alone: autograd builds its graph as usual."""
-    out = embed_once(func, args, kwargs)
-    if out is None:
-        out = func(*args, **kwargs)
-        note_view(func, args, out)
-    return out
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:

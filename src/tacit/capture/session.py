@@ -14,8 +14,8 @@ from tacit.capture.gates import make_carrier, tie
 from tacit.capture.guard import LeakGuard
 from tacit.capture.inputs import batch_size, empty_outputs, one_sample, refuse_mixed_outputs, size_of
 from tacit.capture.marks import Mark, clear_mark, map_tensors, mark_of, set_mark, tensors_in
-from tacit.capture.mode import Capture
 from tacit.capture.passes import Clip, ClippedSums, Pass, current_task
+from tacit.capture.running import Runner
 from tacit.errors import ConfigurationError, MixingError, SecondBackwardError
 from tacit.uses import Layout, Use
 
@@ -31,6 +31,7 @@ class Session:
         clip: called once per backward, after all rules have recorded.
         batch_first: whether inputs carry the batch in dimension 0 (else 1).
         at_hand: which batch is at hand, and how many records it has; None if none was drawn.
+        apart: run every forward on one copy of the parameters for each sample.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Session:
         *,
         batch_first: bool,
         at_hand: Callable[[], tuple[int, int] | None],
+        apart: bool = False,
     ) -> None:
         self.parameters = dict(parameters)
         self.guard = LeakGuard()
@@ -48,8 +50,7 @@ class Session:
         self._clip = clip
         self._batch_dim = 0 if batch_first else 1
         others = {name: p for name, p in module.named_parameters() if name not in self.parameters}
-        self._capture = Capture(Names(dict(self.parameters), dict(others)), self._state_at, self._here)
-        self._path: list[Entrance] = []
+        self._runner = Runner(Names(dict(self.parameters), dict(others)), self._state_at, apart=apart)
         self._patterns: dict[Entrance, tuple[Pass, Patterns]] = {}
         self._at_hand = at_hand
         self._addresses: dict[int, str] | None = None
@@ -68,6 +69,10 @@ class Session:
         for name, parameter in self.parameters.items():
             if parameter.requires_grad:
                 self.guard.watch(name, parameter)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.parameters.values())).device
 
     @property
     def open_pass(self) -> tuple[Pass, Tensor] | None:
@@ -89,11 +94,13 @@ class Session:
     # Entering a module
 
     def enter(self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        frame = self._capture.frame
+        frame = self._runner.capture.frame
+        if self._runner.capture.apart:
+            return entrance.inner(*args, **kwargs)
         if frame is not None:
             if frame.recomputed_in is None:
                 self._remember(entrance, frame.run, args, kwargs)
-            return self._run(entrance, args, kwargs)
+            return self._runner.run(entrance, args, kwargs)
         if torch.compiler.is_compiling():
             raise NotImplementedError("torch.compile is not supported yet: call the original model.")
         if not (self.enabled and torch.is_grad_enabled()):
@@ -104,13 +111,6 @@ class Session:
         if current_task() != -1:
             return self._recompute(entrance, args, kwargs)
         return self._outermost(entrance, args, kwargs)
-
-    def _run(self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._path.append(entrance)
-        try:
-            return entrance.inner(*args, **kwargs)
-        finally:
-            self._path.pop()
 
     def _outermost(self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors = list(tensors_in((args, kwargs)))
@@ -130,7 +130,7 @@ class Session:
             for value in batch:
                 set_mark(value, Mark(Layout(run.samples, self._batch_dim if value.dim() > self._batch_dim else 0)))
             self._remember(entrance, run, args, kwargs)
-            out = self._under(Frame(run, carrier), entrance, args, kwargs)
+            out = self._runner.until_it_fits(Frame(run, carrier), entrance, args, kwargs, self._device)
             if run.plain_only:
                 out = map_tensors(lambda value: _keep_mark(value, tie(carrier, value)), out)
         finally:
@@ -171,14 +171,6 @@ class Session:
                         f"`{name}`, which is saved with the model without noise. Freeze the update, or "
                         "keep the value outside the model."
                     )
-
-    def _under(self, frame: Frame, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._capture.frame = frame
-        try:
-            with self._capture:
-                return self._run(entrance, args, kwargs)
-        finally:
-            self._capture.frame = None
 
     def _open(self, samples: int, trainable: list[str], *, dummy: bool) -> tuple[Pass, Tensor]:
         """Return the pass that a forward joins: the open one if it fits, else a new one."""
@@ -223,8 +215,8 @@ class Session:
         for value, mark in zip(tensors, marks, strict=True):
             if mark is not None:
                 set_mark(value, mark)
-        anchor = torch.zeros((), device=next(iter(self.parameters.values())).device, requires_grad=True)
-        return self._under(Frame(run, anchor, current_task()), entrance, args, kwargs)
+        anchor = torch.zeros((), device=self._device, requires_grad=True)
+        return self._runner.once(Frame(run, anchor, current_task()), entrance, args, kwargs)
 
     # The end of a pass
 
@@ -252,12 +244,6 @@ class Session:
                 for name, value in _state_of(entrance.module)
             }
         return self._addresses.get(address)
-
-    def _here(self) -> str:
-        if not self._path:
-            return "the model"
-        entrance = self._path[-1]
-        return f"{entrance.path}, {type(entrance.module).__name__}.forward"
 
 
 def _state_of(module: nn.Module) -> list[tuple[str, Tensor]]:

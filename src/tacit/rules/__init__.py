@@ -1,8 +1,10 @@
 """What a use is, per torch function. Importing this package registers every rule."""
 
 from tacit.rules import conv, elementwise, embedding, linear, normalization
+from tacit.rules.broadcast import per_sample_copies
 from tacit.rules.contact import Contact, Slot
 from tacit.rules.normalization import refuse_batch_statistics
+from tacit.rules.register import register_rule, visible
 from tacit.rules.registry import find_rule, rule_for
 
 __all__ = [
@@ -14,6 +16,9 @@ __all__ = [
     "find_rule",
     "linear",
     "normalization",
+    "per_sample_copies",
     "refuse_batch_statistics",
+    "register_rule",
     "rule_for",
+    "visible",
 ]

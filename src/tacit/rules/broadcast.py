@@ -12,23 +12,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tacit.rules.contact import Contact, Slot, refuse_double_backward
+from tacit.rules.contact import SENTINEL, Contact, Slot, refuse_double_backward
 from tacit.uses import Dense, Layout
 
 
 class PerSample(torch.autograd.Function):
-    """One copy of a parameter for each sample, ``(B, *shape)``, whose gradient is recorded as a dense use."""
+    """One copy of a parameter for each sample, ``(B, *shape)``, whose gradient is recorded as a dense use.
+
+    ``guarded``: save the sentinel, so that recomputation by a call that makes no copies is noticed. (Elementwise calls
+    save the same values either way.)
+    """
 
     @staticmethod
-    def forward(ctx: Any, carrier: Tensor, value: Tensor, samples: int, slot: Slot) -> Tensor:
+    def forward(ctx: Any, carrier: Tensor, value: Tensor, samples: int, slot: Slot, guarded: bool) -> Tensor:
+        if guarded:
+            ctx.save_for_backward(SENTINEL)
         ctx.slot = slot
         return value.expand(samples, *value.shape)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[None, ...]:
         refuse_double_backward()
+        assert len(ctx.saved_tensors) <= 1  # compares them with what was recomputed
         ctx.slot.record(Dense(g))
-        return None, None, None, None
+        return (None,) * 5
 
 
 class PerRow(torch.autograd.Function):
@@ -114,7 +121,7 @@ def per_sample(contact: Contact, value: Tensor, layout: Layout, dims: int) -> Te
         return _per_row(contact, value, aligned, layout)
     slot = contact.slot(value)
     assert slot is not None
-    copies: Tensor = PerSample.apply(contact.carrier, value.detach(), layout.samples, slot)
+    copies: Tensor = PerSample.apply(contact.carrier, value.detach(), layout.samples, slot, False)
     # (B, *shape) -> (B, 1…, *shape) with dims + 1 dimensions -> the batch in its place.
     copies = copies.reshape(layout.samples, *[1] * (dims - value.dim()), *value.shape)
     copies = copies.movedim(0, dim)
@@ -123,6 +130,15 @@ def per_sample(contact: Contact, value: Tensor, layout: Layout, dims: int) -> Te
     before, behind = copies.shape[:dim], copies.shape[dim + 2 :]
     copies = copies.unsqueeze(dim).expand(*before, layout.outer, layout.samples, layout.inner, *behind)
     return copies.reshape(*before, layout.rows, *behind)
+
+
+def per_sample_copies(contact: Contact, value: Tensor, samples: int) -> Tensor:
+    """Return one copy of a parameter for each sample, ``(B, *shape)``: constants if it is not private."""
+    slot = contact.slot(value)
+    if slot is None:
+        return value.detach().expand(samples, *value.shape)
+    copies: Tensor = PerSample.apply(contact.carrier, value.detach(), samples, slot, True)
+    return copies
 
 
 def _per_row(contact: Contact, value: Tensor, dim: int, layout: Layout) -> Tensor:

@@ -77,9 +77,11 @@ class Contact(ABC):
         return layout
 
     def refuse(self, reason: str) -> NoReturn:
+        found = f"no rule for {self.where()}: {reason}"
         raise NoRuleError(
-            f"No rule for {self.where()}: {reason}. Its gradient would be released unclipped. "
-            "Freeze the parameter, rewrite the call, or add a rule (CONTRIBUTING.md says how)."
+            f"N{found[1:]}. Its gradient would be released unclipped. Freeze the parameter, rewrite the call, or add a "
+            "rule (tacit.register_rule).",
+            found,
         )
 
 

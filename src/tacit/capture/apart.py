@@ -1,0 +1,199 @@
+"""One call of a module, taken apart: what each sample alone would see, and the module run on just that."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from tacit.capture.entrance import Entrance
+from tacit.capture.marks import map_tensors, tensors_in
+from tacit.errors import MixingError
+from tacit.uses import Layout
+
+Values = Mapping[str, Tensor]
+
+
+Watch = Callable[[], AbstractContextManager[None]]
+"""Made around each run of a module apart: what it reads is looked at."""
+
+
+class _Shim(nn.Module):
+    """Calls a module's own forward, so that its hooks do not run a second time."""
+
+    def __init__(self, entrance: Entrance, watch: Watch) -> None:
+        super().__init__()
+        self.module = entrance.module
+        self._inner = entrance.inner
+        self._watch = watch
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with self._watch():
+            return self._inner(*args, **kwargs)
+
+
+class Call:
+    """The arguments of one call, with the tensors that carry the batch replaceable by single samples' rows.
+
+    Attributes:
+        entrance: the module's entrance.
+        layouts: for each tensor among the arguments, where its samples are; None for constants.
+        samples: number of samples.
+    """
+
+    def __init__(
+        self,
+        entrance: Entrance,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        layouts: Sequence[Layout | None],
+        watch: Watch,
+    ) -> None:
+        self.entrance = entrance
+        self.layouts = list(layouts)
+        self.samples = next(layout.samples for layout in layouts if layout is not None)
+        self._arguments = args, kwargs
+        self._tensors = list(tensors_in((args, kwargs)))
+        self._shim = _Shim(entrance, watch)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors among the arguments, in order."""
+        return self._tensors
+
+    def rows(self) -> list[Tensor]:
+        """Return the tensors that carry the batch, each ``(B, ...)``: its b-th entry is a batch of sample b alone."""
+        pairs = zip(self._tensors, self.layouts, strict=True)
+        return [_apart(value, layout) for value, layout in pairs if layout is not None]
+
+    def whole(self) -> list[Tensor]:
+        """Return the tensors that carry the batch, as they are."""
+        return [value for value, layout in zip(self._tensors, self.layouts, strict=True) if layout is not None]
+
+    def run(self, values: Values, constants: Mapping[int, Tensor], batched: Sequence[Tensor]) -> Any:
+        """Call the module.
+
+        Args:
+            values: parameters and buffers to use, by the module's own names. Buffers that the module replaces are
+                replaced in it.
+            constants: tensors that stand in for those of the arguments that carry no batch, by their place.
+            batched: tensors that stand in for those that do.
+        """
+        left = iter(batched)
+        places = iter(range(len(self._tensors)))
+
+        def fill(value: Tensor) -> Tensor:
+            place = next(places)
+            return constants.get(place, value.detach()) if self.layouts[place] is None else next(left)
+
+        args, kwargs = map_tensors(fill, self._arguments)
+        named = {f"module.{name}": value for name, value in values.items()}
+        out = functional_call(self._shim, named, args, kwargs)
+        if isinstance(values, dict):
+            values.update({name: named[f"module.{name}"] for name in values})
+        return out
+
+
+def _apart(value: Tensor, layout: Layout) -> Tensor:
+    """``(..., outer · B · inner, ...)`` → ``(B, ..., outer · inner, ...)``."""
+    dim = layout.dim
+    parts: Tensor = value.unflatten(dim, (layout.outer, layout.samples, layout.inner)).movedim(dim + 1, 0)
+    return parts.flatten(dim + 1, dim + 2)
+
+
+def together(parts: Tensor, dim: int, outer: int, inner: int) -> Tensor:
+    """``(B, ..., outer · inner, ...)`` → ``(..., outer · B · inner, ...)``, in dimension ``dim`` of the result."""
+    split: Tensor = parts.unflatten(dim + 1, (outer, inner)).movedim(0, dim + 1)
+    return split.flatten(dim, dim + 2)
+
+
+def vectorized(
+    call: Call, copies: Values, inputs: Mapping[int, Tensor], fixed: Values, buffers: dict[str, Tensor]
+) -> Any:
+    """Run all samples at once under ``torch.vmap``.
+
+    Args:
+        call: the call.
+        copies: parameters ``(B, *shape)``, one copy for each sample.
+        inputs: the same for trainable tensors among the arguments, by their place.
+        fixed: parameters that are constants.
+        buffers: the module's buffers; those that it replaces are replaced here.
+
+    Returns:
+        The module's output in which every tensor is ``(B, *its shape for one sample)``.
+
+    Raises:
+        RuntimeError: the module cannot be vectorized.
+        MixingError: it replaces a buffer by something computed from the batch.
+    """
+    seen: list[Any] = []
+
+    def single(parameters: Values, extra: Mapping[int, Tensor], rows: list[Tensor]) -> tuple[Tensor, ...]:
+        values = {**parameters, **fixed, **buffers}
+        out = call.run(values, extra, rows)
+        seen[:] = [out]
+        for name in buffers:
+            if torch._C._functorch.is_batchedtensor(values[name]):
+                refuse_buffer(call, name)
+            buffers[name] = values[name]
+        return tuple(tensors_in(out))
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "There is a performance drop because we have not yet implemented the batching"
+        )
+        stacked = torch.vmap(single, randomness="different")(dict(copies), dict(inputs), call.rows())
+    left = iter(stacked)
+    return map_tensors(lambda _: next(left), seen[0])
+
+
+def one_by_one(
+    call: Call, copies: Values, inputs: Mapping[int, Tensor], fixed: Values, buffers: dict[str, Tensor]
+) -> Any:
+    """The same as :func:`vectorized` in a plain loop over the samples, for what cannot be vectorized."""
+    parameters = {name: value.unbind(0) for name, value in copies.items()}
+    extra = {place: value.unbind(0) for place, value in inputs.items()}
+    rows = [value.unbind(0) for value in call.rows()]
+    outs, last = [], dict(buffers)
+    for b in range(call.samples):
+        held = {name: value.clone() for name, value in buffers.items()}
+        values = {**{name: value[b] for name, value in parameters.items()}, **fixed, **held}
+        outs.append(call.run(values, {place: value[b] for place, value in extra.items()}, [row[b] for row in rows]))
+        found = {name: values[name] for name in buffers}
+        if b and any(not torch.equal(found[name], last[name]) for name in buffers):
+            refuse_buffer(call, next(name for name in buffers if not torch.equal(found[name], last[name])))
+        last = found
+    for name, value in last.items():
+        if not torch.equal(value, buffers[name]):
+            buffers[name] = value
+    columns = iter(zip(*(list(tensors_in(out)) for out in outs), strict=True))
+    return map_tensors(lambda _: torch.stack(next(columns)), outs[0])
+
+
+def refuse_buffer(call: Call, name: str) -> None:
+    raise MixingError(
+        f"the forward of {call.entrance.path} writes something computed from the batch into the buffer `{name}`, which "
+        "is saved with the model without noise. Freeze the update, or keep the value outside the model."
+    )
+
+
+@contextmanager
+def left_alone(module: nn.Module, *, training: bool) -> Iterator[None]:
+    """Run a module for its values only: no gradients, random numbers put back, in train or eval mode for a while."""
+    modes = [(m, m.training) for m in module.modules()]
+    devices = {p.device for p in module.parameters() if p.device.type == "cuda"}
+    try:
+        if not training:
+            for m, _ in modes:
+                m.training = False
+        with torch.no_grad(), torch.random.fork_rng(devices=list(devices)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the run that counts will say it again
+            yield
+    finally:
+        for m, mode in modes:
+            m.training = mode

@@ -1,0 +1,97 @@
+"""Runs forwards under capture; again, where a module turns out to have to run on single samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tacit.capture.contact import Frame, Names
+from tacit.capture.entrance import Entrance
+from tacit.capture.fallback import Failure, Fallback
+from tacit.capture.mode import Capture
+from tacit.capture.randomness import random_state, set_random_state
+from tacit.errors import LayoutError, NoRuleError, UnseenError
+
+
+class Runner:
+    """Knows which modules are running, and how each one runs.
+
+    Args:
+        names: which parameters are private.
+        state_at: names the parameter or buffer at an address.
+        apart: run every forward on one copy of the parameters for each sample.
+    """
+
+    def __init__(self, names: Names, state_at: Callable[[int], str | None], *, apart: bool) -> None:
+        self.capture = Capture(names, state_at, self.here, self._note)
+        self._fallback = Fallback(self.capture, everything=apart)
+        self._path: list[tuple[Entrance, bool]] = []  # and whether gradients were on when it was entered
+        self._failure: Failure | None = None
+        self._adopted_quietly = False
+
+    def here(self) -> str:
+        """Name the innermost module that is running."""
+        if not self._path:
+            return "the model"
+        entrance, _ = self._path[-1]
+        return f"{entrance.path}, {type(entrance.module).__name__}.forward"
+
+    def run(self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a module within a forward."""
+        self._path.append((entrance, torch.is_grad_enabled()))
+        frame = self.capture.frame
+        try:
+            if frame is not None and self._fallback.takes(entrance, outermost=len(self._path) == 1):
+                return self._fallback.run(frame, entrance, args, kwargs)
+            return entrance.inner(*args, **kwargs)
+        finally:
+            self._path.pop()
+
+    def once(self, frame: Frame, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an outermost forward, or a recomputation."""
+        self.capture.frame = frame
+        try:
+            with self.capture:
+                return self.run(entrance, args, kwargs)
+        finally:
+            self.capture.frame = None
+
+    def until_it_fits(
+        self, frame: Frame, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device
+    ) -> Any:
+        """Run an outermost forward; again, from its beginning, each time that one more module has to run apart.
+
+        A module that fails half-way cannot be run again by itself: checkpointing counts what is saved.
+        """
+        random = random_state(device)
+        contacts = dict(frame.run.contacts)
+        while True:
+            self._adopted_quietly = False
+            try:
+                return self.once(frame, entrance, args, kwargs)
+            except (NoRuleError, LayoutError) as error:
+                if not self._may_run_again(error):
+                    raise
+            finally:
+                self._failure = None
+            set_random_state(device, random)
+            frame.run.contacts = dict(contacts)
+
+    def _may_run_again(self, error: NoRuleError | LayoutError) -> bool:
+        failure = self._failure
+        if failure is None or failure.error is not error:
+            return False
+        return self._adopted_quietly or self._fallback.adopt(failure)
+
+    def _note(self, error: NoRuleError | LayoutError, trainable: Sequence[Tensor]) -> None:
+        """Remember a call that no rule could take. Under no_grad it may become one when it is recomputed."""
+        quiet = not (torch.is_grad_enabled() or isinstance(error, UnseenError) or self.capture.apart)
+        path = tuple(entrance for entrance, had_gradients in self._path if not (quiet and had_gradients))
+        failure = Failure(error, path, tuple(trainable))
+        if quiet:
+            self._adopted_quietly |= self._fallback.adopt(failure)
+        else:
+            self._failure = failure
