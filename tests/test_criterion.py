@@ -207,7 +207,7 @@ def test_a_way_around_the_gates_is_refused_in_ghost_mode_too():
             self.first, self.second = nn.Linear(D, D), nn.Linear(D, K)
 
         def forward(self, x):
-            return self.second(torch.vmap(torch.tanh)(self.first(x)))
+            return self.second(torch.from_numpy(self.first(x).detach().numpy()))
 
     _, model, wrapped = make(nn.CrossEntropyLoss(), Net())
     with pytest.raises(LeakError, match="second"):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tacit.errors import PrivacyError, SecondBackwardError
+from tacit.errors import FallbackWarning, PrivacyError, SecondBackwardError
 
 CLASSES = 4
 
@@ -251,9 +251,6 @@ class Unseen(nn.Module):
         return self.two(torch.vmap(torch.tanh)(self.one(x)))
 
 
-def test_a_parameter_behind_an_unseen_call_is_exact_or_refused(exact: Any) -> None:
-    try:
-        report = exact(Unseen(), torch.randn(4, 4))
-    except PrivacyError:
-        return
-    assert report.sum_error < 1e-9
+def test_a_parameter_behind_an_unseen_call_runs_apart(exact: Any) -> None:
+    with pytest.warns(FallbackWarning, match="could not be seen"):
+        exact(Unseen(), torch.randn(4, 4))
