@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tacit.errors import FallbackWarning, MixingError, PrivacyError
+from tacit.errors import FallbackWarning, MixingError, NoRuleError, PrivacyError
 from tacit.testing import check_exactness, private_gradients
 
 pytestmark = pytest.mark.filterwarnings("ignore::tacit.errors.FallbackWarning")
@@ -308,6 +308,25 @@ class TestRefused:
         private_gradients(model, loss, torch.randn(4, 4).double(), max_grad_norm=1.0, grad_sample_mode="functorch")
         assert counted == [1.0, 1.0]
 
+    @pytest.mark.parametrize("B", [1, 4])
+    def test_buffers_that_tell_of_the_batch_in_python(self, B: int) -> None:
+        """The same for every sample of this batch, and yet computed from it."""
+
+        class Net(Branching):
+            def __init__(self) -> None:
+                super().__init__()
+                self.register_buffer("seen", torch.zeros(()))
+
+            def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+                self.seen.fill_(float(x.detach().abs().sum() > 0))
+                return super().forward(x, scale)
+
+        self.check(Net(), torch.ones(B, 4), MixingError, "`seen`.*without noise")
+
+    def test_a_forward_that_wrote_into_its_input_is_not_run_again(self) -> None:
+        model = Centers(function=lambda x, w: unruled(x.mul_(2), w))
+        self.check(model, torch.randn(4, 4), NoRuleError, "kron")
+
     @pytest.mark.parametrize("layer", [Centers, Branching], ids=["vmap", "loop"])
     def test_a_tensor_of_the_batch_that_comes_by_another_way(self, layer: Any) -> None:
         class Inner(layer):  # type: ignore[misc]
@@ -364,3 +383,21 @@ def test_a_parameter_of_another_module_moves_the_fallback_outwards(exact: Any) -
         grads = [p.grad for p in model.parameters() if p.grad is not None]
         expected.append(torch.cat([g.flatten() for g in grads]).norm())
     torch.testing.assert_close(norms, torch.stack(expected))
+
+
+def test_outputs_that_change_with_a_flag(exact: Any) -> None:
+    class Inner(Centers):
+        def forward(self, x: Tensor, twice: bool = False) -> Any:  # type: ignore[override]
+            out = super().forward(x)
+            return (out, out.mean(-1)) if twice else out
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Inner()
+
+        def forward(self, x: Tensor) -> Tensor:
+            first, mean = self.inner(self.inner(x), True)
+            return first * mean[..., None]
+
+    exact(Net(), torch.randn(3, 4))

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tacit.errors import FallbackWarning, PrivacyError, SecondBackwardError
+from tacit.errors import FallbackWarning, SecondBackwardError
 
 CLASSES = 4
 

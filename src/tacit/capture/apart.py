@@ -113,7 +113,12 @@ def together(parts: Tensor, dim: int, outer: int, inner: int) -> Tensor:
 
 
 def vectorized(
-    call: Call, copies: Values, inputs: Mapping[int, Tensor], fixed: Values, buffers: dict[str, Tensor]
+    call: Call,
+    copies: Values,
+    inputs: Mapping[int, Tensor],
+    fixed: Values,
+    buffers: dict[str, Tensor],
+    rows: Sequence[Tensor] | None = None,
 ) -> Any:
     """Run all samples at once under ``torch.vmap``.
 
@@ -123,6 +128,7 @@ def vectorized(
         inputs: the same for trainable tensors among the arguments, by their place.
         fixed: parameters that are constants.
         buffers: the module's buffers; those that it replaces are replaced here.
+        rows: what to read instead of the call's own rows.
 
     Returns:
         The module's output in which every tensor is ``(B, *its shape for one sample)``.
@@ -147,7 +153,9 @@ def vectorized(
         warnings.filterwarnings(
             "ignore", "There is a performance drop because we have not yet implemented the batching"
         )
-        stacked = torch.vmap(single, randomness="different")(dict(copies), dict(inputs), call.rows())
+        stacked = torch.vmap(single, randomness="different")(
+            dict(copies), dict(inputs), call.rows() if rows is None else list(rows)
+        )
     left = iter(stacked)
     return map_tensors(lambda _: next(left), seen[0])
 
@@ -155,22 +163,36 @@ def vectorized(
 def one_by_one(
     call: Call, copies: Values, inputs: Mapping[int, Tensor], fixed: Values, buffers: dict[str, Tensor]
 ) -> Any:
-    """The same as :func:`vectorized` in a plain loop over the samples, for what cannot be vectorized."""
+    """The same as :func:`vectorized` in a plain loop over the samples, for what cannot be vectorized.
+
+    Buffers start anew for each sample, and must end up alike: else something of the batch is in them.
+    """
     parameters = {name: value.unbind(0) for name, value in copies.items()}
     extra = {place: value.unbind(0) for place, value in inputs.items()}
     rows = [value.unbind(0) for value in call.rows()]
-    outs, last = [], dict(buffers)
-    for b in range(call.samples):
+    left: list[dict[str, Tensor]] = []
+    written: set[str] = set()
+
+    def single(parameters: Values, extra: Mapping[int, Tensor], own: Sequence[Tensor]) -> Any:
         held = {name: value.clone() for name, value in buffers.items()}
-        values = {**{name: value[b] for name, value in parameters.items()}, **fixed, **held}
-        outs.append(call.run(values, {place: value[b] for place, value in extra.items()}, [row[b] for row in rows]))
-        found = {name: values[name] for name in buffers}
-        if b and any(not torch.equal(found[name], last[name]) for name in buffers):
-            refuse_buffer(call, next(name for name in buffers if not torch.equal(found[name], last[name])))
-        last = found
-    for name, value in last.items():
-        if not torch.equal(value, buffers[name]):
-            buffers[name] = value
+        values = {**parameters, **fixed, **held}
+        out = call.run(values, extra, own)
+        written.update(name for name, value in held.items() if values[name] is not value or value._version)
+        left.append({name: values[name] for name in buffers})
+        return out
+
+    def of(b: int, values: Mapping[Any, Sequence[Tensor]]) -> dict[Any, Tensor]:
+        return {name: value[b] for name, value in values.items()}
+
+    outs = [single(of(b, parameters), of(b, extra), [row[b] for row in rows]) for b in range(call.samples)]
+    if written:  # what all samples of this batch write alike may be of the batch all the same
+        with left_alone(call.entrance.module, training=True):
+            plain = [{name: value.detach() for name, value in of(0, own).items()} for own in (parameters, extra)]
+            single(plain[0], plain[1], [torch.zeros_like(row[0]) for row in rows])
+    for name in written:
+        if any(not torch.equal(found[name], left[0][name]) for found in left):
+            refuse_buffer(call, name)
+        buffers[name] = left[0][name]
     columns = iter(zip(*(list(tensors_in(out)) for out in outs), strict=True))
     return map_tensors(lambda _: torch.stack(next(columns)), outs[0])
 

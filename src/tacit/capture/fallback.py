@@ -44,9 +44,10 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a module runs apart: where its outputs' samples are, and whether in a loop."""
+    """How a module runs apart: where its outputs' samples are, their ranks, and whether in a loop."""
 
     placements: tuple[Placement, ...]
+    ranks: tuple[int, ...]
     loop: bool
 
 
@@ -126,7 +127,9 @@ class Fallback:
         extra = {place: per_sample_copies(contact, t, call.samples) for place, t in inputs}
         with self._switched("off"):
             out = self._run_apart(call, way, copies, extra)
-        return self._placed(out, way, entrance)
+            if [value.dim() - 1 for value in tensors_in(out)] != list(way.ranks):  # the module's flags have changed
+                way = self._way(call, anew=True)
+            return self._placed(out, way, entrance)
 
     def _run_apart(self, call: Call, way: Way, copies: dict[str, Tensor], extra: dict[int, Tensor]) -> Any:
         module = call.entrance.module
@@ -136,7 +139,11 @@ class Fallback:
         fixed = {name: p.detach() for name, p in module.named_parameters() if name not in copies and p.requires_grad}
         out = run(call, copies, extra, fixed, held)
         for name, value in held.items():
-            if value is not buffers[name]:
+            if value is buffers[name]:
+                continue
+            if way.loop and value.shape == buffers[name].shape:
+                buffers[name].copy_(value)
+            else:
                 parent, _, last = name.rpartition(".")
                 module.get_submodule(parent)._buffers[last] = value
         return out
@@ -151,12 +158,11 @@ class Fallback:
             return value
 
         try:
-            with self._switched("off"):
-                return map_tensors(put, out)
+            return map_tensors(put, out)
         except MixedError as error:
             raise self._mixed(entrance, error) from error
 
-    def _way(self, call: Call) -> Way:
+    def _way(self, call: Call, *, anew: bool = False) -> Way:
         """How to run a call: found once for each kind of call, by running it for its values."""
         entrance = call.entrance
         kind = (
@@ -164,13 +170,13 @@ class Fallback:
             *(None if lay is None else t.dim() for t, lay in zip(call.tensors, call.layouts, strict=True)),
         )
         known = self._ways.get(kind)
-        if known is not None and call.samples > 1:
+        if known is not None and call.samples > 1 and not anew:
             return known
         values = {name: p.detach() for name, p in entrance.module.named_parameters()}
         buffers = dict(entrance.module.named_buffers())
         with self._switched("off"):
             try:
-                placements, compared = find_placements(call, values, buffers)
+                placements, ranks, compared = find_placements(call, values, buffers)
             except MixedError as error:
                 raise self._mixed(entrance, error) from error
             except TacitError:
@@ -180,7 +186,7 @@ class Fallback:
             reason = self._reasons.get(entrance)
             if not compared and reason is not None and isinstance(reason, LayoutError):
                 raise reason
-            way = Way(tuple(placements), loop=not _vectorizes(call, values, buffers))
+            way = Way(tuple(placements), tuple(ranks), loop=not _vectorizes(call, values, buffers))
         if known is None:
             self._notify(entrance, way)
         self._ways[kind] = way
@@ -230,7 +236,7 @@ def _vectorizes(call: Call, values: dict[str, Tensor], buffers: dict[str, Tensor
     held = {name: value.clone() for name, value in buffers.items()}
     try:
         with left_alone(call.entrance.module, training=True):
-            vectorized(call, copies, {}, {}, held)
+            vectorized(call, copies, {}, {}, held, [row.clone() for row in call.rows()])
     except TacitError:
         raise
     except (RuntimeError, ValueError, TypeError, NotImplementedError, IndexError):

@@ -59,7 +59,7 @@ def place(parts: Tensor, placement: Placement) -> tuple[Tensor, Mark | None]:
 
 def find_placements(
     call: Call, values: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
-) -> tuple[list[Placement], bool]:
+) -> tuple[list[Placement], list[int], bool]:
     """Say where the samples are in each tensor of the output.
 
     Args:
@@ -68,8 +68,8 @@ def find_placements(
         buffers: its buffers; they are left as they are.
 
     Returns:
-        The placements, and whether the module was seen to treat samples apart (False if it draws random numbers even
-        in eval mode, so that runs cannot be compared).
+        The placements, the number of dimensions of each output, and whether the module was seen to treat samples apart
+        (False if it draws random numbers even in eval mode, so that runs cannot be compared).
 
     Raises:
         MixedError: says what was found.
@@ -92,7 +92,7 @@ def find_placements(
     layouts = [layout for layout in call.layouts if layout is not None]
     columns = [{b: parts[i] for b, parts in alone.items()} for i in range(len(whole))]
     found = [_placed(value, column, layouts, compared=compared) for value, column in zip(whole, columns, strict=True)]
-    return found, compared
+    return found, [value.dim() for value in whole], compared
 
 
 def _placed(whole: Tensor, alone: Mapping[int, Tensor], layouts: Sequence[Layout], *, compared: bool) -> Placement:

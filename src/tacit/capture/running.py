@@ -11,6 +11,7 @@ from torch import Tensor
 from tacit.capture.contact import Frame, Names
 from tacit.capture.entrance import Entrance
 from tacit.capture.fallback import Failure, Fallback
+from tacit.capture.marks import tensors_in
 from tacit.capture.mode import Capture
 from tacit.capture.randomness import random_state, set_random_state
 from tacit.errors import LayoutError, NoRuleError, UnseenError
@@ -64,16 +65,20 @@ class Runner:
     ) -> Any:
         """Run an outermost forward; again, from its beginning, each time that one more module has to run apart.
 
-        A module that fails half-way cannot be run again by itself: checkpointing counts what is saved.
+        A module that fails half-way cannot be run again by itself: checkpointing counts what is saved. If the forward
+        has written into its inputs, it cannot be run again at all.
         """
         random = random_state(device)
         contacts = dict(frame.run.contacts)
+        inputs = list(tensors_in((args, kwargs)))
+        versions = [value._version for value in inputs]
         while True:
             self._adopted_quietly = False
             try:
                 return self.once(frame, entrance, args, kwargs)
             except (NoRuleError, LayoutError) as error:
-                if not self._may_run_again(error):
+                untouched = versions == [value._version for value in inputs]
+                if not (untouched and self._may_run_again(error)):
                     raise
             finally:
                 self._failure = None
