@@ -741,19 +741,6 @@ class TestAdvice:
         with pytest.raises(SamplingError, match="still in .grad"):
             optimizer.step()
 
-    @pytest.mark.parametrize(
-        ("module", "words"),
-        [
-            (nn.LSTM(FEATURES, CLASSES), r"`lstm` .*recurrent layers are not supported yet"),
-            (nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), r"MultiheadAttention is not supported yet"),
-        ],
-    )
-    def test_layers_without_a_rule_say_what_to_do(self, module, words):
-        width = FEATURES if isinstance(module, nn.LSTM) else 4
-        _, model, *_ = make_private(make_parts(model=module))
-        with pytest.raises(NoRuleError, match=words):
-            model(torch.randn(3, 2, width))
-
 
 class TestLossesInsideTheModel:
     class Net(nn.Module):

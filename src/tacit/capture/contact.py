@@ -8,7 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
-from tacit.capture.derived import DerivedSlot, ViewSlot, before_expansion, leaves_of, transposed_source
+from tacit.capture.derived import (
+    DerivedSlot,
+    RowsSlot,
+    ViewSlot,
+    before_expansion,
+    leaves_of,
+    rows_source,
+    transposed_source,
+)
 from tacit.capture.marks import mark_of
 from tacit.capture.passes import Pass
 from tacit.errors import LayoutError, PrivacyError
@@ -105,6 +113,10 @@ class CaptureContact(Contact):
         if source is not None:
             slot = self._find_slot(source)
             return None if slot is None else ViewSlot(slot)
+        whole = rows_source(value)
+        if whole is not None:
+            slot = self._find_slot(whole[0])
+            return None if slot is None else RowsSlot(slot, whole[1], whole[0].shape[0])
         slots = [(leaf, self._find_slot(leaf)) for leaf in leaves_of(value)]
         kept = [(leaf, slot) for leaf, slot in slots if slot is not None]
         return DerivedSlot(value, kept) if kept else None

@@ -22,6 +22,11 @@ _VIEW = "_tacit_view"
 _DERIVED = "_tacit_derived"
 _TRANSPOSES = frozenset([*methods(["t"], torch, Tensor), Tensor.T.__get__, Tensor.mT.__get__])  # type: ignore[attr-defined]
 _SWAPS = frozenset(methods(["transpose", "swapaxes", "swapdims"], torch, Tensor))
+_SLICES = frozenset(
+    methods(
+        "chunk unsafe_chunk split unsafe_split split_with_sizes tensor_split narrow __getitem__".split(), torch, Tensor
+    )
+)
 _EXPANSIONS = frozenset(methods(["expand", "expand_as", "broadcast_to", "repeat", "tile"], torch, Tensor))
 _OWN_NODES = ("CarrierBackward", "TieBackward")
 _CHUNK_BYTES = 2**27
@@ -29,14 +34,32 @@ _CHUNK_BYTES = 2**27
 
 def note_view(function: Callable[..., Any], args: tuple[Any, ...], out: Any) -> None:
     """Remember how a derived parameter is a plain view of another: its uses are then that one's uses."""
-    if not args or not isinstance(args[0], Tensor) or not isinstance(out, Tensor):
+    if not args or not isinstance(args[0], Tensor):
         return
     source = args[0]
-    if source.dim() == 2 and (function in _TRANSPOSES or function in _SWAPS):
+    if function in _SLICES:
+        for part in out if isinstance(out, (list, tuple)) else (out,):
+            if _first_row(part, source) is not None:
+                _note(part, "rows", source)
+    elif not isinstance(out, Tensor):
+        return
+    elif source.dim() == 2 and (function in _TRANSPOSES or function in _SWAPS):
         if out.shape == source.shape[::-1] and out.data_ptr() == source.data_ptr() and out.stride() != source.stride():
             _note(out, "transpose", source)
     elif function in _EXPANSIONS:
         _note(out, "expand", source)
+
+
+def _first_row(part: Any, source: Tensor) -> int | None:
+    """Where the rows of ``part`` begin in ``source``, if it is a slice of it along dimension 0."""
+    if not isinstance(part, Tensor) or part.dim() != source.dim() or source.dim() == 0:
+        return None
+    if part.shape[1:] != source.shape[1:] or part.stride() != source.stride() or not source.stride(0):
+        return None
+    if part.untyped_storage().data_ptr() != source.untyped_storage().data_ptr():
+        return None
+    first, rest = divmod(int(part.storage_offset() - source.storage_offset()), source.stride(0))
+    return first if not rest and 0 <= first <= source.shape[0] - part.shape[0] else None
 
 
 def _note(out: Tensor, kind: str, source: Tensor) -> None:
@@ -76,6 +99,13 @@ def before_expansion(value: Tensor, dim: int) -> Tensor:
     target = [1 if i == dim else size for i, size in enumerate(value.shape)]
     shaped: Tensor = source.reshape(padded).expand(target)
     return shaped
+
+
+def rows_source(value: Tensor) -> tuple[Tensor, int] | None:
+    """Return the tensor of which ``value`` is a slice along dimension 0, and where it begins."""
+    source = _noted(value, "rows")
+    first = None if source is None else _first_row(value, source)
+    return None if source is None or first is None else (source, first)
 
 
 def transposed_source(value: Tensor) -> Tensor | None:
@@ -149,6 +179,18 @@ class ViewSlot(Slot):
 
     def record(self, use: Use) -> None:
         self._source.record(use.transposed())
+
+
+class RowsSlot(Slot):
+    """Takes uses of a slice of a parameter's rows, such as one of three packed projections."""
+
+    def __init__(self, source: Slot, first: int, rows: int) -> None:
+        self._source = source
+        self._first = first
+        self._rows = rows
+
+    def record(self, use: Use) -> None:
+        self._source.record(use.placed(self._first, self._rows))
 
 
 class DerivedSlot(Slot):

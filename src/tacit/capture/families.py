@@ -209,18 +209,6 @@ def attention(f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, ou
     return right(f, source, layout, args, kwargs, out) if layout.dim < source.dim() - 2 else None
 
 
-def multi_head(_f: Any, source: Tensor, layout: Layout, args: Any, _kwargs: Any, out: Tensor) -> Layout | None:
-    """``multi_head_attention_forward`` of (T, N, E): values like the query, weights (N, …)."""
-    query = args[0]
-    if source.dim() != 3 or layout.dim != 1 or not any(source is operand for operand in args[:3]):
-        return None
-    values = out.shape == query.shape
-    weights = out.dim() >= 3 and out.shape[0] == layout.rows and out.shape[-1] == args[1].shape[0]
-    if values and weights:
-        return None
-    return layout if values else layout.at(0)
-
-
 def trailing(_f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out: Tensor) -> Layout | None:
     """Normalization over the last ``len(normalized_shape)`` dimensions."""
     shape = kwargs.get("normalized_shape", args[1] if len(args) > 1 else ())

@@ -62,7 +62,6 @@ _FAMILIES: list[tuple[Follower, str]] = [
     (families.trailing, "layer_norm rms_norm"),
     (families.padded, "pad"),
     (families.attention, "scaled_dot_product_attention"),
-    (families.multi_head, "multi_head_attention_forward"),
     (families.along(1), "softmax log_softmax softmin cumsum cumprod cummax cummin logcumsumexp flip glu gather"),
     (families.along(1, -1), "sort argsort diff"),
     (families.along(2), "roll"),
@@ -73,6 +72,7 @@ _FAMILIES: list[tuple[Follower, str]] = [
     (families.along(2), "take_along_dim gumbel_softmax"),
     (
         families.lost,
+        "multi_head_attention_forward "
         "msort vander addbmm tensordot take put put_ index_put index_put_ masked_scatter masked_scatter_ "
         "rot90 diag diag_embed diagflat kron cross unfold fold "
         "atleast_1d atleast_2d atleast_3d dstack hstack vstack row_stack column_stack cov corrcoef cartesian_prod "

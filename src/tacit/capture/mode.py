@@ -18,7 +18,7 @@ from tacit.capture.indexing import follow_index
 from tacit.capture.losses import COUPLING, refuse_coupled_mean
 from tacit.capture.marks import Mark, clear_mark, mark_of, set_mark, tensors_in
 from tacit.errors import LayoutError, MixingError, NoRuleError
-from tacit.rules import find_rule, refuse_batch_statistics
+from tacit.rules import find_rule, is_always_rewritten, refuse_batch_statistics
 from tacit.uses import Layout
 
 _BATCH_NORMS = (F.batch_norm, torch.batch_norm, torch.native_batch_norm)
@@ -30,13 +30,6 @@ _STATISTICS = {
 _NATIVE_STATISTICS = ("input", "weight", "bias", "running_mean", "running_var", "training")
 _READS_NOTHING = frozenset([Tensor.size, Tensor.dim, Tensor.detach, Tensor.numel, Tensor.stride])
 _FORM_ONLY = frozenset([Tensor.expand_as, Tensor.view_as, Tensor.reshape_as, Tensor.type_as, Tensor.to])
-_RECURRENT = " (recurrent layers are not supported yet: write the cell with nn.Linear)"
-_HINTS = dict.fromkeys(
-    ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell"), _RECURRENT
-) | {
-    "multi_head_attention_forward": " (nn.MultiheadAttention is not supported yet: write it with nn.Linear and "
-    "F.scaled_dot_product_attention)"
-}
 _NOT_IN_PLACE = ("__invert__", "__index__", "__int__", "__iter__")
 
 
@@ -93,7 +86,7 @@ class Capture(TorchFunctionMode):
             self._refuse_statistics(func, args, kwargs)
         if func in COUPLING:
             refuse_coupled_mean(func, args, kwargs, self._describe_module())
-        if trainable and torch.is_grad_enabled():
+        if (trainable and torch.is_grad_enabled()) or (is_always_rewritten(func) and self.frame is not None):
             try:
                 out = self._contact(func, args, kwargs, trainable)
             except (NoRuleError, LayoutError) as error:
@@ -113,12 +106,12 @@ class Capture(TorchFunctionMode):
         contact = CaptureContact(
             func, self.frame, self.names, self._describe_module(), trainable, self.__torch_function__
         )
-        if not contact.private:
+        if not contact.private and not is_always_rewritten(func):
             plain = {id(value) for value in trainable}
             return func(*_detached(args, plain), **_detached(kwargs, plain))
         rule = find_rule(func)
         if rule is None:
-            contact.refuse("this function is not known to the engine" + _HINTS.get(func.__name__, ""))
+            contact.refuse("this function is not known to the engine")
         return rule(contact, *args, **kwargs)
 
     def _note_contact_without_gradient(self, func: Callable[..., Any], trainable: list[Tensor]) -> None:
@@ -180,6 +173,8 @@ class Capture(TorchFunctionMode):
         if targets and out is None:
             return
         for value in outputs:
+            if mark_of(value) is not None and not any(value is source for source in marked):
+                continue  # a rule made it of calls that were followed
             mark = follow(func, marked, args, kwargs, value)
             if mark is not None:
                 set_mark(value, mark)

@@ -1,19 +1,21 @@
 """What a use is, per torch function. Importing this package registers every rule."""
 
-from tacit.rules import conv, elementwise, embedding, linear, normalization
+from tacit.rules import attention, conv, elementwise, embedding, linear, normalization
 from tacit.rules.broadcast import per_sample_copies
 from tacit.rules.contact import Contact, Slot
 from tacit.rules.normalization import refuse_batch_statistics
 from tacit.rules.register import register_rule, visible
-from tacit.rules.registry import find_rule, rule_for
+from tacit.rules.registry import find_rule, is_always_rewritten, rule_for
 
 __all__ = [
     "Contact",
     "Slot",
+    "attention",
     "conv",
     "elementwise",
     "embedding",
     "find_rule",
+    "is_always_rewritten",
     "linear",
     "normalization",
     "per_sample_copies",

@@ -94,6 +94,9 @@ def batch_layout_of(contact: Contact, operands: list[Tensor], dims: int, trailin
         if layout is None:
             continue
         aligned = layout.at(layout.dim + dims - value.dim())
+        if found is not None and aligned != found and layout.samples == 1:
+            sizes = [operand.shape[0] for operand in operands if operand.dim() == dims]
+            return Layout(1, 0, inner=max(sizes))  # all rows are its, in any dimension
         if found is not None and aligned != found:
             contact.refuse(f"operands carry the batch in different ways: {found} and {aligned}")
         found = aligned

@@ -69,6 +69,8 @@ class Contact(ABC):
         if layout is None:
             self.refuse("the operand that depends on the batch is not where the rule expects it")
         if layout.dim >= value.dim() - features:
+            if layout.samples == 1 and value.dim() > features:
+                return Layout(1, 0, inner=value.shape[0])  # all rows are its, in any dimension
             raise MixingError(
                 f"{self.where()}: the batch lies in dimension {layout.dim} of an input of shape {tuple(value.shape)}, "
                 "which this call mixes, so samples have no gradient of their own. Check batch_first, or give "

@@ -11,12 +11,18 @@ Rule = Callable[..., Any]
 """``rule(contact, *args, **kwargs)`` with the arguments of the torch function; returns what it returns."""
 
 _RULES: dict[Callable[..., Any], Rule] = {}
+_ALWAYS: set[Callable[..., Any]] = set()
 
 R = TypeVar("R", bound=Rule)
 
 
-def rule_for(*functions: Callable[..., Any]) -> Callable[[R], R]:
+def rule_for(*functions: Callable[..., Any], always: bool = False) -> Callable[[R], R]:
     """Register the decorated rule for ``functions``. A function has one rule.
+
+    Args:
+        functions: what the rule stands for.
+        always: it rewrites the call into others, and is to do so without a parameter, too, so that the batch can be
+            followed through.
 
     Raises:
         ConfigurationError: one of the functions has a rule already.
@@ -27,6 +33,8 @@ def rule_for(*functions: Callable[..., Any]) -> Callable[[R], R]:
             if function in _RULES:
                 raise ConfigurationError(f"{function!r} has a rule already: {_RULES[function]!r}")
             _RULES[function] = rule
+            if always:
+                _ALWAYS.add(function)
         return rule
 
     return register
@@ -34,6 +42,10 @@ def rule_for(*functions: Callable[..., Any]) -> Callable[[R], R]:
 
 def find_rule(function: Callable[..., Any]) -> Rule | None:
     return _RULES.get(function)
+
+
+def is_always_rewritten(function: Callable[..., Any]) -> bool:
+    return function in _ALWAYS
 
 
 def methods(names: Iterable[str], *owners: Any) -> list[Callable[..., Any]]:

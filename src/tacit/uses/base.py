@@ -48,6 +48,10 @@ class Use(ABC):
     def transposed(self) -> Use:
         """Return the use of the 2-d parameter's transpose."""
 
+    @abstractmethod
+    def placed(self, first: int, rows: int) -> Use:
+        """Return the use of a parameter of ``rows`` rows (dimension 0), whose rows from ``first`` on are this one's."""
+
 
 def zero_samples(values: Tensor, dropped: Tensor) -> Tensor:
     """Set whole samples to zero by selection: a product would keep their NaN and infinities."""

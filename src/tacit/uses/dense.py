@@ -31,3 +31,8 @@ class Dense(Use):
 
     def transposed(self) -> Use:
         return Dense(self.gradients.transpose(1, 2))
+
+    def placed(self, first: int, rows: int) -> Use:
+        whole = self.gradients.new_zeros((self.samples, rows, *self.shape[1:]))
+        whole[:, first : first + self.shape[0]] = self.gradients
+        return Dense(whole)

@@ -59,3 +59,6 @@ class Gather(Use):
 
     def transposed(self) -> Use:
         return Dense(self.dense().transpose(1, 2))
+
+    def placed(self, first: int, rows: int) -> Use:
+        return Gather(self.ids + first, self.g, rows)

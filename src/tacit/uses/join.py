@@ -69,6 +69,9 @@ class TableAndHead(Use):
     def transposed(self) -> Use:
         return Dense(self.dense().transpose(1, 2))
 
+    def placed(self, first: int, rows: int) -> Use:
+        return Dense(self.dense()).placed(first, rows)
+
 
 def join(uses: Sequence[Use]) -> Use:
     """Return one use whose ``G`` is the sum of the given ones'. All must have the same samples and shape."""

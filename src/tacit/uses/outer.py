@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tacit.uses.base import Use, zero_samples
@@ -71,6 +72,12 @@ class Outer(Use):
 
     def transposed(self) -> Use:
         return Outer(self.a, self.g, torch.Size(reversed(self.shape)), flipped=not self.flipped)
+
+    def placed(self, first: int, rows: int) -> Use:
+        shape = torch.Size((rows, *self.shape[1:]))
+        widths = (first, rows - first - self.shape[0])
+        a, g = (F.pad(self.a, widths), self.g) if self.flipped else (self.a, F.pad(self.g, widths))
+        return Outer(a, g, shape, flipped=self.flipped)
 
 
 def _products(a: Tensor, g: Tensor) -> Tensor:
