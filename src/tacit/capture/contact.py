@@ -17,7 +17,7 @@ from tacit.capture.derived import (
     rows_source,
     transposed_source,
 )
-from tacit.capture.marks import mark_of
+from tacit.capture.marks import Mark, mark_of, set_mark
 from tacit.capture.passes import Pass
 from tacit.errors import LayoutError, PrivacyError
 from tacit.rules import Contact, Slot
@@ -151,6 +151,9 @@ class CaptureContact(Contact):
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return self._redispatch(function, (), args, kwargs)
+
+    def mark(self, value: Tensor, layout: Layout) -> None:
+        set_mark(value, Mark(layout))
 
     def where(self) -> str:
         function = getattr(self.function, "__name__", str(self.function))

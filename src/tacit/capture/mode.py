@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -17,7 +18,7 @@ from tacit.capture.frames import in_autograd_function
 from tacit.capture.indexing import follow_index
 from tacit.capture.losses import COUPLING, refuse_coupled_mean
 from tacit.capture.marks import Mark, clear_mark, mark_of, set_mark, tensors_in
-from tacit.errors import LayoutError, MixingError, NoRuleError
+from tacit.errors import LayoutError, MixingError, NoRuleError, PrivacyError
 from tacit.rules import find_rule, is_always_rewritten, refuse_batch_statistics
 from tacit.uses import Layout
 
@@ -106,10 +107,14 @@ class Capture(TorchFunctionMode):
         contact = CaptureContact(
             func, self.frame, self.names, self._describe_module(), trainable, self.__torch_function__
         )
-        if not contact.private and not is_always_rewritten(func):
-            plain = {id(value) for value in trainable}
-            return func(*_detached(args, plain), **_detached(kwargs, plain))
         rule = find_rule(func)
+        if not contact.private:
+            plain = {id(value) for value in trainable}
+            args, kwargs = _detached(args, plain), _detached(kwargs, plain)
+            if rule is not None and is_always_rewritten(func):
+                with contextlib.suppress(PrivacyError):  # nothing here is private: the batch may get lost
+                    return rule(contact, *args, **kwargs)
+            return func(*args, **kwargs)
         if rule is None:
             contact.refuse("this function is not known to the engine")
         return rule(contact, *args, **kwargs)

@@ -1,6 +1,6 @@
 """What a use is, per torch function. Importing this package registers every rule."""
 
-from tacit.rules import attention, conv, elementwise, embedding, linear, normalization
+from tacit.rules import attention, conv, elementwise, embedding, linear, normalization, recurrent
 from tacit.rules.broadcast import per_sample_copies
 from tacit.rules.contact import Contact, Slot
 from tacit.rules.normalization import refuse_batch_statistics
@@ -19,6 +19,7 @@ __all__ = [
     "linear",
     "normalization",
     "per_sample_copies",
+    "recurrent",
     "refuse_batch_statistics",
     "register_rule",
     "rule_for",

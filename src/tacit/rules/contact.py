@@ -55,6 +55,10 @@ class Contact(ABC):
         """Call a torch function as if the module had: rules that rewrite a call into others use this."""
 
     @abstractmethod
+    def mark(self, value: Tensor, layout: Layout) -> None:
+        """Say where the samples are in an output of the rule. Without it the call is followed as any other."""
+
+    @abstractmethod
     def where(self) -> str:
         """Name the module and the parameters of this call, for errors."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from tacit.rules.broadcast import broadcast
 from tacit.rules.contact import SENTINEL, Contact, Slot, detached, refuse_double_backward
 from tacit.rules.registry import rule_for
-from tacit.uses import DEFAULT_COSTS, Dense, Layout, Outer, Use
+from tacit.uses import DEFAULT_COSTS, Dense, Gram, Layout, Outer, Use
 
 
 class LinearFunction(torch.autograd.Function):
@@ -50,11 +50,16 @@ class LinearFunction(torch.autograd.Function):
         return None, gradient, None, None, None, None, None, None
 
 
-def outer_use(a: Tensor, g: Tensor, shape: torch.Size, *, flipped: bool = False) -> Use:
-    """Return the use of ``sum_t g[b, t] ⊗ a[b, t]``, dense at once where that is cheaper than Gram matrices."""
-    use = Outer(a, g, shape, flipped=flipped)
-    positions, inputs, outputs = a.shape[1], a.shape[2], g.shape[2]
-    if positions > 1 and DEFAULT_COSTS.stores_outer(use.samples, positions, inputs, outputs, a.element_size()):
+def outer_use(
+    a: Tensor, g: Tensor, shape: torch.Size, *, flipped: bool = False, gram: Gram | None = None, sharing: int = 1
+) -> Use:
+    """Return the use of ``sum_t g[b, t] ⊗ a[b, t]``, dense at once where that is cheaper than Gram matrices.
+
+    ``sharing`` uses that read the same ``g`` share its ``gram``.
+    """
+    use = Outer(a, g, shape, flipped=flipped, gram=gram)
+    sizes = use.samples, a.shape[1], a.shape[2], g.shape[2]
+    if a.shape[1] > 1 and DEFAULT_COSTS.stores_outer(*sizes, a.element_size(), sharing=sharing):
         return Dense(use.dense())
     return use
 

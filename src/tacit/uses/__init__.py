@@ -6,6 +6,6 @@ from tacit.uses.dense import Dense
 from tacit.uses.gather import Gather
 from tacit.uses.join import join
 from tacit.uses.layout import Layout
-from tacit.uses.outer import Outer
+from tacit.uses.outer import Gram, Outer
 
-__all__ = ["DEFAULT_COSTS", "CostModel", "Dense", "Gather", "Layout", "Outer", "Use", "join"]
+__all__ = ["DEFAULT_COSTS", "CostModel", "Dense", "Gather", "Gram", "Layout", "Outer", "Use", "join"]

@@ -19,8 +19,12 @@ class CostModel:
     bytes_per_second: float = 2e10
     dense_budget: float = 2**31
 
-    def stores_outer(self, samples: int, positions: int, inputs: int, outputs: int, itemsize: int) -> bool:
+    def stores_outer(
+        self, samples: int, positions: int, inputs: int, outputs: int, itemsize: int, *, sharing: int = 1
+    ) -> bool:
         """Tell whether to form the dense gradient of an outer-product use instead of Gram matrices.
+
+        ``sharing`` uses read the same output gradients, whose Gram matrices are formed once.
 
         Storing replaces the weight-gradient product and reads its result twice more; the Gram matrices
         cost ``2·T²·(d + p)`` operations a sample on top of it.
@@ -28,7 +32,7 @@ class CostModel:
         size = inputs * outputs
         if samples * size * itemsize > self.dense_budget:
             return False
-        gram_seconds = 2 * positions**2 * (inputs + outputs) / self.flops_per_second
+        gram_seconds = 2 * positions**2 * (inputs + outputs / sharing) / self.flops_per_second
         store_seconds = 3 * itemsize * size / self.bytes_per_second
         return gram_seconds > store_seconds
 

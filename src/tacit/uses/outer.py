@@ -10,13 +10,30 @@ from tacit.uses.base import Use, zero_samples
 from tacit.uses.numerics import cancelled, excessive, out_of_range, sample_squares, wide
 
 
+class Gram:
+    """The Gram matrices ``g gᵀ`` (B, T, T) of output gradients, formed once for all uses that read the same ones."""
+
+    def __init__(self, g: Tensor) -> None:
+        self._g = g
+        self._grams: Tensor | None = None
+
+    def matrices(self) -> Tensor:
+        if self._grams is None:
+            g = wide(self._g)
+            self._grams = torch.bmm(g, g.transpose(1, 2))
+        return self._grams
+
+
 class Outer(Use):
     """Inputs ``a`` (B, T, d) and output gradients ``g`` (B, T, p) of a matrix product.
 
     ``G[b]`` is the p × d matrix ``g[b]ᵀ a[b]`` (its transpose if ``flipped``), viewed as ``shape``.
     """
 
-    def __init__(self, a: Tensor, g: Tensor, shape: torch.Size, *, flipped: bool = False) -> None:
+    def __init__(
+        self, a: Tensor, g: Tensor, shape: torch.Size, *, flipped: bool = False, gram: Gram | None = None
+    ) -> None:
+        self._gram = gram
         self.a = a
         self.g = g
         self.samples = a.shape[0]
@@ -29,7 +46,7 @@ class Outer(Use):
             return sample_squares(self.a) * sample_squares(self.g)
         a, g = wide(self.a), wide(self.g)
         grams = torch.bmm(a, a.transpose(1, 2))
-        grad_grams = torch.bmm(g, g.transpose(1, 2))
+        grad_grams = (self._gram or Gram(self.g)).matrices()
         a_squares, g_squares = _diagonals(grams), _diagonals(grad_grams)
         lengths = (a_squares * g_squares).clamp(min=0).sqrt().sum(1)
         squares = grams.mul_(grad_grams).sum((1, 2), dtype=torch.float64)
