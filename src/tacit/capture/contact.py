@@ -10,10 +10,12 @@ from torch import Tensor
 
 from tacit.capture.derived import (
     DerivedSlot,
+    ReshapedSlot,
     RowsSlot,
     ViewSlot,
     before_expansion,
     leaves_of,
+    reshaped_source,
     rows_source,
     transposed_source,
 )
@@ -113,6 +115,10 @@ class CaptureContact(Contact):
         if source is not None:
             slot = self._find_slot(source)
             return None if slot is None else ViewSlot(slot)
+        shaped = reshaped_source(value)
+        if shaped is not None:
+            slot = self._find_slot(shaped)
+            return None if slot is None else ReshapedSlot(slot, shaped.shape)
         whole = rows_source(value)
         if whole is not None:
             slot = self._find_slot(whole[0])

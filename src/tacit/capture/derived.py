@@ -27,6 +27,7 @@ _SLICES = frozenset(
         "chunk unsafe_chunk split unsafe_split split_with_sizes tensor_split narrow __getitem__".split(), torch, Tensor
     )
 )
+_RESHAPES = frozenset(methods("view reshape flatten unflatten squeeze unsqueeze ravel".split(), torch, Tensor))
 _EXPANSIONS = frozenset(methods(["expand", "expand_as", "broadcast_to", "repeat", "tile"], torch, Tensor))
 _OWN_NODES = ("CarrierBackward", "TieBackward")
 _CHUNK_BYTES = 2**27
@@ -43,6 +44,9 @@ def note_view(function: Callable[..., Any], args: tuple[Any, ...], out: Any) -> 
                 _note(part, "rows", source)
     elif not isinstance(out, Tensor):
         return
+    elif function in _RESHAPES:
+        if source.is_contiguous() and out.is_contiguous() and out.data_ptr() == source.data_ptr():
+            _note(out, "reshape", source)
     elif source.dim() == 2 and (function in _TRANSPOSES or function in _SWAPS):
         if out.shape == source.shape[::-1] and out.data_ptr() == source.data_ptr() and out.stride() != source.stride():
             _note(out, "transpose", source)
@@ -106,6 +110,10 @@ def rows_source(value: Tensor) -> tuple[Tensor, int] | None:
     source = _noted(value, "rows")
     first = None if source is None else _first_row(value, source)
     return None if source is None or first is None else (source, first)
+
+
+def reshaped_source(value: Tensor) -> Tensor | None:
+    return _noted(value, "reshape")
 
 
 def transposed_source(value: Tensor) -> Tensor | None:
@@ -179,6 +187,17 @@ class ViewSlot(Slot):
 
     def record(self, use: Use) -> None:
         self._source.record(use.transposed())
+
+
+class ReshapedSlot(Slot):
+    """Takes uses of a parameter in another shape."""
+
+    def __init__(self, source: Slot, shape: torch.Size) -> None:
+        self._source = source
+        self._shape = shape
+
+    def record(self, use: Use) -> None:
+        self._source.record(use.reshaped(self._shape))
 
 
 class RowsSlot(Slot):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -53,6 +54,8 @@ def batch_size(
             sizes.append(size)
     if not sizes:
         return None
+    if expected is not None and sizes[0] != expected and _with_offsets(tensors, expected):
+        return expected
     others = {size for size in sizes if size != 1 or sizes[0] == 1}
     if expected is not None and sizes[0] != expected and len(others) > 1:
         raise ConfigurationError(
@@ -61,6 +64,18 @@ def batch_size(
             "batch (positions, masks) in the module as a buffer."
         )
     return sizes[0]
+
+
+def _with_offsets(tensors: Sequence[Tensor], samples: int) -> bool:
+    """Whether the inputs are a list of ids and the places in it where each sample's begin, as for nn.EmbeddingBag."""
+    for ids, offsets in pairwise(tensors):
+        if ids.dim() != 1 or offsets.dim() != 1 or len(offsets) != samples or not samples:
+            continue
+        if ids.is_floating_point() or offsets.is_floating_point():
+            continue
+        if int(offsets[0]) == 0 and int(offsets[-1]) <= len(ids) and bool((offsets[1:] >= offsets[:-1]).all()):
+            return True
+    return False
 
 
 def refuse_mixed_outputs(outputs: Any, path: str) -> None:

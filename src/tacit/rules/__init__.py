@@ -1,6 +1,18 @@
 """What a use is, per torch function. Importing this package registers every rule."""
 
-from tacit.rules import attention, conv, elementwise, embedding, linear, normalization, recurrent
+from tacit.rules import (
+    attention,
+    bilinear,
+    conv,
+    conv_transpose,
+    einsum,
+    elementwise,
+    embedding,
+    embedding_bag,
+    linear,
+    normalization,
+    recurrent,
+)
 from tacit.rules.broadcast import per_sample_copies
 from tacit.rules.contact import Contact, Slot
 from tacit.rules.normalization import refuse_batch_statistics
@@ -11,9 +23,13 @@ __all__ = [
     "Contact",
     "Slot",
     "attention",
+    "bilinear",
     "conv",
+    "conv_transpose",
+    "einsum",
     "elementwise",
     "embedding",
+    "embedding_bag",
     "find_rule",
     "is_always_rewritten",
     "linear",

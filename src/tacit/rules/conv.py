@@ -22,7 +22,7 @@ GROUPED_POSITIONS = 256
 SMALL_PATCH = 64
 """Patches of at most this many numbers are unfolded at any size."""
 
-_FUNCTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+FUNCTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class ConvFunction(torch.autograd.Function):
         weight_slot: Slot | None,
         bias_slot: Slot | None,
     ) -> Tensor:
-        function = _FUNCTIONS[x.dim() - 2]
+        function = FUNCTIONS[x.dim() - 2]
         y = function(x, weight, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
         ctx.save_for_backward(SENTINEL, x.to(y.dtype), weight.to(y.dtype))
         ctx.settings = geometry, layout, weight_slot, bias_slot, x.dtype
@@ -122,7 +122,8 @@ def unfold(x: Tensor, kernel: Sequence[int], geometry: Geometry) -> Tensor:
     return x.as_strided(size, strides).reshape(x.shape[0], prod(outputs), -1)
 
 
-def _tuple(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
+def spread(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
+    """A setting as one number per spatial dimension."""
     if isinstance(value, int):
         return (value,) * dims
     values = tuple(value)
@@ -137,7 +138,7 @@ def _resolve_padding(
     if padding == "valid":
         return x, (0,) * dims
     if padding != "same":
-        return x, _tuple(padding, dims)
+        return x, spread(padding, dims)
     totals = [dilation[i] * (kernel[i] - 1) for i in range(dims)]
     extra = [width for total in reversed(totals) for width in (0, total % 2)]
     if any(extra):
@@ -162,9 +163,9 @@ def conv(
     if input.dim() != dims + 2:
         contact.refuse(f"an input {tuple(input.shape)} without a batch dimension in front of its channels")
     layout = contact.batch_layout(input, features=dims + 1)
-    spread = _tuple(dilation, dims)
-    x, widths = _resolve_padding(contact, input, weight.shape[2:], padding, spread)
-    geometry = Geometry(_tuple(stride, dims), widths, spread, groups)
+    spaces = spread(dilation, dims)
+    x, widths = _resolve_padding(contact, input, weight.shape[2:], padding, spaces)
+    geometry = Geometry(spread(stride, dims), widths, spaces, groups)
     y: Tensor = ConvFunction.apply(
         contact.carrier, x, weight.detach(), detached(bias), geometry, layout, contact.slot(weight), contact.slot(bias)
     )

@@ -41,6 +41,25 @@ def masked_fill(contact: Contact, input: Tensor, mask: Tensor, value: Tensor) ->
     return contact.call(torch.where, mask, value, input)  # type: ignore[no-any-return]
 
 
+@rule_for(*methods(["cosine_similarity", "pairwise_distance"], F, torch))
+def compared(contact: Contact, x1: Tensor, x2: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Rows of the batch compared with a parameter, along a dimension that is not the batch's."""
+    return broadcast(contact, contact.function, (x1, x2, *args), kwargs)  # type: ignore[no-any-return]
+
+
+@rule_for(torch.cdist)
+def cdist(contact: Contact, x1: Tensor, x2: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Distances of the batch's rows (B, T, d), or (B, d), from those of a parameter (K, d), or the other way round."""
+    first = contact.layout(x1) is not None
+    x = x1 if first else x2
+    if x.dim() > 2:
+        return broadcast(contact, contact.function, (x1, x2, *args), kwargs, trailing=2)  # type: ignore[no-any-return]
+    x = contact.call(torch.unsqueeze, x, 1)
+    apart = contact.call(torch.cdist, *((x, x2) if first else (x1, x)), *args, **kwargs)
+    apart = contact.call(torch.squeeze, apart, 1 if first else 2)
+    return apart if first else contact.call(torch.t, apart)  # type: ignore[no-any-return]
+
+
 @rule_for(F.scaled_dot_product_attention)
 def scaled_dot_product_attention(
     contact: Contact, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any

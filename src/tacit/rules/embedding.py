@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from tacit.errors import ConfigurationError
 from tacit.rules.contact import SENTINEL, Contact, Slot, refuse_double_backward
-from tacit.rules.registry import rule_for
+from tacit.rules.registry import methods, rule_for
 from tacit.uses import Gather, Layout
 
 
@@ -85,13 +86,24 @@ def embedding(
 
 @rule_for(Tensor.__getitem__)
 def getitem(contact: Contact, input: Tensor, index: Any) -> Tensor:
-    """``table[ids]`` with ids from the batch, as relative position biases are read."""
-    if not isinstance(index, Tensor) or index.is_floating_point() or index.dtype in (torch.bool, torch.uint8):
-        contact.refuse(f"indexing a parameter with {type(index).__name__} from the batch")
-    if contact.slot(input) is None or contact.layout(index) is None:
+    """``table[ids]`` or ``table[ids, ids]`` with ids from the batch, as relative position biases are read."""
+    call = contact.call
+    parts = index if isinstance(index, tuple) else (index,)
+    for part in parts:
+        if not isinstance(part, Tensor) or part.is_floating_point() or part.dtype in (torch.bool, torch.uint8):
+            contact.refuse(f"indexing a parameter with {type(part).__name__} from the batch")
+    if contact.slot(input) is None or all(contact.layout(part) is None for part in parts):
         contact.refuse("indexing in which parameter and batch have changed places")
-    size = input.shape[0]
-    table = contact.call(torch.flatten, input, 1) if input.dim() > 1 else contact.call(torch.unsqueeze, input, 1)
-    ids = contact.call(torch.remainder, index, size)
-    picked = contact.call(F.embedding, ids, table)
-    return contact.call(torch.reshape, picked, (*index.shape, *input.shape[1:]))  # type: ignore[no-any-return]
+    ids = call(torch.remainder, parts[0], input.shape[0])
+    for size, part in zip(input.shape[1:], parts[1:], strict=False):
+        ids = call(torch.add, call(torch.mul, ids, size), call(torch.remainder, part, size))
+    table = call(torch.reshape, input, (prod(input.shape[: len(parts)]), -1))
+    picked = call(F.embedding, ids, table)
+    return call(torch.reshape, picked, (*ids.shape, *input.shape[len(parts) :]))  # type: ignore[no-any-return]
+
+
+@rule_for(*methods(["index_select"], torch, Tensor))
+def index_select(contact: Contact, input: Tensor, dim: int, index: Tensor) -> Tensor:
+    if dim % input.dim() != 0:
+        contact.refuse(f"picking from a parameter along dimension {dim}")
+    return contact.call(Tensor.__getitem__, input, index)  # type: ignore[no-any-return]

@@ -125,7 +125,10 @@ def _weight_on_the_left(contact: Contact, weight: Tensor, x: Tensor) -> Tensor:
         y = contact.call(F.linear, contact.call(torch.t, x), weight)
         return contact.call(torch.t, y)  # type: ignore[no-any-return]
     if weight.dim() == 1 or x.dim() < 3:
-        contact.refuse(f"a product of a weight {tuple(weight.shape)} with a batch {tuple(x.shape)} on its right")
+        equation = "...d,...dn->...n" if x.dim() > 1 else "...pd,d->...p"
+        if x.dim() == 2 and weight.dim() > 2:
+            equation = "...pd,dn->...pn"
+        return contact.call(torch.einsum, equation, weight, x)  # type: ignore[no-any-return]
     return broadcast(contact, contact.function, (weight, x), {}, trailing=2)  # type: ignore[no-any-return]
 
 

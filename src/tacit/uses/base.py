@@ -49,6 +49,10 @@ class Use(ABC):
         """Return the use of the 2-d parameter's transpose."""
 
     @abstractmethod
+    def reshaped(self, shape: torch.Size) -> Use:
+        """Return the use of the parameter in another (row-major) shape."""
+
+    @abstractmethod
     def placed(self, first: int, rows: int) -> Use:
         """Return the use of a parameter of ``rows`` rows (dimension 0), whose rows from ``first`` on are this one's."""
 

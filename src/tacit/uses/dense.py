@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from tacit.uses.base import Use, zero_samples
@@ -31,6 +32,9 @@ class Dense(Use):
 
     def transposed(self) -> Use:
         return Dense(self.gradients.transpose(1, 2))
+
+    def reshaped(self, shape: torch.Size) -> Use:
+        return Dense(self.gradients.reshape(self.samples, *shape))
 
     def placed(self, first: int, rows: int) -> Use:
         whole = self.gradients.new_zeros((self.samples, rows, *self.shape[1:]))

@@ -60,5 +60,8 @@ class Gather(Use):
     def transposed(self) -> Use:
         return Dense(self.dense().transpose(1, 2))
 
+    def reshaped(self, shape: torch.Size) -> Use:
+        return Dense(self.dense().reshape(self.samples, *shape))
+
     def placed(self, first: int, rows: int) -> Use:
         return Gather(self.ids + first, self.g, rows)

@@ -69,6 +69,9 @@ class TableAndHead(Use):
     def transposed(self) -> Use:
         return Dense(self.dense().transpose(1, 2))
 
+    def reshaped(self, shape: torch.Size) -> Use:
+        return Dense(self.dense().reshape(self.samples, *shape))
+
     def placed(self, first: int, rows: int) -> Use:
         return Dense(self.dense()).placed(first, rows)
 
@@ -80,11 +83,12 @@ def join(uses: Sequence[Use]) -> Use:
     if all(isinstance(use, Gather) for use in uses):
         return _join_gathers([use for use in uses if isinstance(use, Gather)])
     outers = [use for use in uses if isinstance(use, Outer)]
-    if len(outers) == len(uses) and len({use.flipped for use in outers}) == 1:
+    kinds = {(use.flipped, use.a.shape[2], use.g.shape[2]) for use in outers}
+    if len(outers) == len(uses) and len(kinds) == 1:
         return _join_outers(outers)
     gathers = [use for use in uses if isinstance(use, Gather)]
-    heads = [use for use in outers if not use.flipped and len(use.shape) == 2]
-    if gathers and len(gathers) + len(heads) == len(uses):
+    heads = [use for use in outers if not use.flipped and use.shape == (use.g.shape[2], use.a.shape[2])]
+    if gathers and len(kinds) == 1 and len(gathers) + len(heads) == len(uses):
         return TableAndHead(_join_gathers(gathers), _join_outers(heads))
     total = uses[0].dense()
     for use in uses[1:]:

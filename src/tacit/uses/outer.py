@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tacit.uses.base import Use, zero_samples
+from tacit.uses.dense import Dense
 from tacit.uses.numerics import cancelled, excessive, out_of_range, sample_squares, wide
 
 
@@ -88,9 +89,17 @@ class Outer(Use):
         return Outer(a, g, self.shape, flipped=self.flipped)
 
     def transposed(self) -> Use:
+        if len(self.shape) != 2 or self.shape[0] != (self.a if self.flipped else self.g).shape[2]:
+            return Dense(self.dense()).transposed()
         return Outer(self.a, self.g, torch.Size(reversed(self.shape)), flipped=not self.flipped)
 
+    def reshaped(self, shape: torch.Size) -> Use:
+        return Outer(self.a, self.g, shape, flipped=self.flipped, gram=self._gram)
+
     def placed(self, first: int, rows: int) -> Use:
+        matrix = self.g.shape[2] if not self.flipped else self.a.shape[2]
+        if self.shape[0] != matrix:  # its rows are not those of the matrix product
+            return Dense(self.dense()).placed(first, rows)
         shape = torch.Size((rows, *self.shape[1:]))
         widths = (first, rows - first - self.shape[0])
         a, g = (F.pad(self.a, widths), self.g) if self.flipped else (self.a, F.pad(self.g, widths))
