@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from tacit.accounting import Accountant
-from tacit.capture import Pass, Session
+from tacit.capture import Pass, Session, read_field
 from tacit.criterion import PrivateCriterion
 from tacit.errors import PrivacyError, SamplingError
 from tacit.ghost import GhostClipper
@@ -34,11 +34,13 @@ class Settings:
         mode: ``"auto"``, ``"hooks"``, ``"ghost"`` or ``"functorch"``.
         batch_first: whether inputs carry the batch in dimension 0.
         noise_generator: makes the noise reproducible.
+        sample_index: where a batch says which unit of privacy each of its rows belongs to.
     """
 
     mode: str
     batch_first: bool
     noise_generator: torch.Generator | None
+    sample_index: str | int | None = None
 
 
 class Attachment:
@@ -82,7 +84,13 @@ class Attachment:
         self._release = Releaser(
             lambda: self.plan, self.parameters, self.session.guard, self.draws, self.noise, accountant
         )
+        if settings.sample_index is not None:
+            self.loader.on_batch = self._read_index
         self.optimizer = PrivateOptimizer(optimizer, self._on_release, self._on_forget)
+
+    def _read_index(self, batch: Any) -> None:
+        assert self.settings.sample_index is not None
+        self.session.index_of_batch = read_field(batch, self.settings.sample_index)
 
     def _batch_at_hand(self) -> tuple[int, int] | None:
         draw = self.draws.current
@@ -107,10 +115,10 @@ class Attachment:
             )
         if not run.synthetic:
             self._refuse_rows_seen(run, fresh=fresh)
-            self.draws.used(0 if run.dummy else run.samples, fresh)
+            self.draws.used(0 if run.dummy else run.clipped_units, fresh)
         self._used.update(factors.by_name)
         self.stats = ClipStats(
-            0 if run.dummy else run.samples,
+            0 if run.dummy else run.clipped_units,
             factors.norms[:0].cpu() if run.dummy else factors.norms.cpu(),
             factors.sensitivity,
         )
@@ -138,7 +146,7 @@ class Attachment:
     def _leave_grad_samples(self, run: Pass, uses: Mapping[str, Use]) -> None:
         for name, parameter in self.parameters.items():
             use = uses.get(name)
-            samples = 0 if run.dummy else run.samples
+            samples = 0 if run.dummy else run.clipped_units
             if use is None:
                 gradients: Tensor = parameter.new_zeros((samples, *parameter.shape))
             else:
@@ -192,6 +200,7 @@ class Attachment:
         self.draws.discard()
 
     def detach(self) -> None:
+        self.loader.on_batch = None
         self.optimizer.discard_pending()  # a clipped sum without noise must not be left for a plain step
         self.session.detach()
         self.optimizer.detach()

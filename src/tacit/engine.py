@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
@@ -20,6 +20,7 @@ from tacit.accounting import (
     create_accountant,
 )
 from tacit.attachment import Attachment, Settings
+from tacit.capture import check_index
 from tacit.errors import ConfigurationError
 from tacit.optimizer import PrivateOptimizer
 from tacit.plan import PrivacyPlan, check_number
@@ -65,6 +66,7 @@ class PrivacyEngine:
         clipping: str = "flat",
         grad_sample_mode: str = "auto",
         noise_generator: torch.Generator | None = None,
+        sample_index: str | int | None = None,
     ) -> tuple[Any, ...]:
         """Make training private.
 
@@ -86,6 +88,8 @@ class PrivacyEngine:
                 in ``p.grad_sample``, ``(B, *p.shape)``, after each backward; ``"ghost"``: two passes, least memory;
                 ``"functorch"``: the whole model under ``torch.vmap``, with a copy of its parameters for each sample.
             noise_generator: makes the noise reproducible, for tests.
+            sample_index: the field of each batch (key, or place in a tuple) that says to which unit of privacy each row
+                belongs, if the loader's collate_fn makes several rows of one item; see :meth:`samples`.
 
         Returns:
             ``(model, optimizer, data_loader)``; with ``"ghost"`` also the criterion, fourth.
@@ -96,9 +100,9 @@ class PrivacyEngine:
         """
         sampling = sampling_of(data_loader, poisson=poisson_sampling)
         plan = PrivacyPlan(noise_multiplier, max_grad_norm, clipping, loss_reduction, sampling)
-        return self._attach(
-            module, optimizer, data_loader, plan, criterion, batch_first, grad_sample_mode, noise_generator
-        )
+        self._check(module, optimizer, grad_sample_mode, criterion)
+        settings = Settings(MODES.get(grad_sample_mode, ""), batch_first, noise_generator, sample_index)
+        return self._attach(module, optimizer, data_loader, plan, criterion, settings)
 
     def make_private_with_epsilon(
         self,
@@ -118,6 +122,7 @@ class PrivacyEngine:
         clipping: str = "flat",
         grad_sample_mode: str = "auto",
         noise_generator: torch.Generator | None = None,
+        sample_index: str | int | None = None,
     ) -> tuple[Any, ...]:
         """Make training private with the least noise for which the planned run ends at or below ``target_epsilon``.
 
@@ -146,15 +151,12 @@ class PrivacyEngine:
         history = planned_history(self.accountant.history, sampling, planned)
         noise = calibrate(history, target_epsilon, target_delta, self.accountant.mechanism())
         plan = PrivacyPlan(noise, draft.max_grad_norm, clipping, loss_reduction, sampling)
-        made = self._attach(
-            module, optimizer, data_loader, plan, criterion, batch_first, grad_sample_mode, noise_generator
-        )
+        settings = Settings(MODES[grad_sample_mode], batch_first, noise_generator, sample_index)
+        made = self._attach(module, optimizer, data_loader, plan, criterion, settings)
         self._attached.planned_steps = self.accountant.steps + planned
         return made
 
-    def _check(
-        self, module: nn.Module, optimizer: Optimizer, mode: str, criterion: Callable[..., Any] | None
-    ) -> dict[str, nn.Parameter]:
+    def _check(self, module: nn.Module, optimizer: Optimizer, mode: str, criterion: Callable[..., Any] | None) -> None:
         if self._attachment is not None:
             raise ConfigurationError(
                 "this engine has a private model already. Call engine.detach() first, or make another PrivacyEngine."
@@ -168,7 +170,7 @@ class PrivacyEngine:
             )
         if isinstance(optimizer, PrivateOptimizer):
             raise ConfigurationError("the optimizer is private already. Pass the one it was made from.")
-        return check_attachable(module, optimizer)
+        check_attachable(module, optimizer)
 
     def _attach(
         self,
@@ -177,17 +179,14 @@ class PrivacyEngine:
         data_loader: DataLoader[Any],
         plan: PrivacyPlan,
         criterion: Callable[..., Any] | None,
-        batch_first: bool,
-        mode: str,
-        noise_generator: torch.Generator | None,
+        settings: Settings,
     ) -> tuple[Any, ...]:
-        parameters = self._check(module, optimizer, mode, criterion)
-        settings = Settings(MODES[mode], batch_first, noise_generator)
+        parameters = check_attachable(module, optimizer)
         attached = Attachment(module, parameters, optimizer, data_loader, plan, settings, self.accountant)
         attached.loader.resume(last_epoch(self.accountant.history))
         self._attachment = attached
         made = (module, attached.optimizer, attached.loader)
-        return (*made, attached.criterion(criterion or nn.CrossEntropyLoss())) if mode == "ghost" else made
+        return (*made, attached.criterion(criterion or nn.CrossEntropyLoss())) if settings.mode == "ghost" else made
 
     def detach(self) -> None:
         """Take privacy off: the model and the original optimizer are as they were. Spent budget stays on record."""
@@ -215,6 +214,28 @@ class PrivacyEngine:
             yield
         finally:
             session.synthetic = False
+
+    @contextmanager
+    def samples(self, index: Tensor) -> Iterator[None]:
+        """Say which rows of the batch are one unit of privacy, for the forwards in this block.
+
+        Rows with the same number are clipped together: the augmentations of one image, the pieces of one document, all
+        rows of one user. A unit's gradient is that of the loss of a batch that holds this unit alone.
+
+        Args:
+            index: ``(R,)``, integers: the unit of each row.
+
+        Raises:
+            ConfigurationError: ``index`` is no vector of integers; and in a forward, if it does not fit the batch.
+            PrivacyError: in a forward, if units are not the items that the loader drew.
+        """
+        check_index(index)
+        session = self._attached.session
+        before, session.index = session.index, index
+        try:
+            yield
+        finally:
+            session.index = before
 
     def get_epsilon(self, delta: float) -> float:
         """Return the ε at ``delta`` of all that was released so far (0 if nothing was). Takes about 0.02 s."""

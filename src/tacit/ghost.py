@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tacit.capture import ClippedSums, Pass, Term
 from tacit.errors import PrivacyError, SecondBackwardError
-from tacit.step import Clipper, Factors
+from tacit.step import Clipper, Factors, by_unit
 from tacit.uses import Use, join
 
 
@@ -56,7 +56,7 @@ class GhostClipper:
         _backward(run, terms, norms.take, retain=True)
         factors = self._plain.factors(run, norms.finish(), self._plain.scale(run))
         self._plain.observe(run, factors, {})
-        sums = _Sums(factors)
+        sums = _Sums(run, factors)
         _backward(run, terms, sums.take, retain=False)
         return sums
 
@@ -81,6 +81,7 @@ class _Norms:
     """Squared norms per parameter; a use is dropped as soon as its parameter's last one has come."""
 
     def __init__(self, run: Pass) -> None:
+        self._run = run
         self._expected = dict(run.contacts)
         self._waiting: dict[str, list[Use]] = {}
         self._squares: dict[str, Tensor] = {}
@@ -92,7 +93,7 @@ class _Norms:
                 'Use grad_sample_mode="auto" for this model.'
             )
         waiting = self._waiting.setdefault(name, [])
-        waiting.append(use)
+        waiting += by_unit([use], self._run)
         if len(waiting) == self._expected.get(name, 0):
             self._close(name)
 
@@ -108,12 +109,14 @@ class _Norms:
 class _Sums:
     """Clipped sums, accumulated as the uses come: nothing is held but the sums."""
 
-    def __init__(self, factors: Factors) -> None:
+    def __init__(self, run: Pass, factors: Factors) -> None:
+        self._run = run
         self._factors = factors
         self._dropped = None if bool(factors.finite.all()) else ~factors.finite
         self._totals: dict[str, Tensor] = {}
 
     def take(self, name: str, use: Use) -> None:
+        (use,) = by_unit([use], self._run)
         if self._dropped is not None:
             use = use.without(self._dropped)
         total = use.weighted_sum(self._factors.by_name[name], self._factors.sensitivity)

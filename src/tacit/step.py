@@ -12,7 +12,7 @@ For one logical batch drawn by a sampler with a known accounting event:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,14 +52,21 @@ class Factors:
 
 
 def clipping_factors(
-    squares: Mapping[str, Tensor], policy: ClippingPolicy, *, scale: float, dummy: bool, like: Tensor, samples: int
+    squares: Mapping[str, Tensor],
+    policy: ClippingPolicy,
+    *,
+    scale: Tensor | float,
+    dummy: bool,
+    like: Tensor,
+    samples: int,
 ) -> Factors:
     """Turn squared norms into factors.
 
     Args:
         squares: for each parameter, ``(B,)``: squared norms of recorded per-sample gradients.
         policy: the clipping policy.
-        scale: what recorded gradients must be multiplied by to be those of single samples (undoes a mean).
+        scale: what recorded gradients must be multiplied by to be those of single samples (undoes a mean); a number, or
+            ``(B,)``.
         dummy: the only sample stands in for an empty batch.
         like: any tensor on the right device.
         samples: B.
@@ -108,12 +115,18 @@ class Clipper:
         self._observer = observer
         self._keep_dense = keep_dense
 
-    def scale(self, run: Pass) -> float:
-        """A loss that is the mean over B samples has per-sample gradients B times too small."""
-        return float(run.samples) if self._plan().loss_reduction == "mean" else 1.0
+    def scale(self, run: Pass) -> Tensor | float:
+        """A loss that is the mean over B samples has per-sample gradients B times too small.
+
+        With units it is the mean over R rows; that of a batch of unit u alone is the mean over its own n_u rows, so
+        that its gradients are R / n_u times too small.
+        """
+        if self._plan().loss_reduction != "mean":
+            return 1.0
+        return float(run.samples) if run.units is None else run.samples / run.units.sizes.double()
 
     def __call__(self, run: Pass, recorded: Mapping[str, list[Use]]) -> ClippedUses:
-        uses = {name: join(several) for name, several in recorded.items()}
+        uses = {name: join(by_unit(several, run)) for name, several in recorded.items()}
         scale = self.scale(run)
         if self._keep_dense:  # they are for the user's eyes: of the size of single samples' gradients
             uses = {name: Dense(_scaled(use, scale)) for name, use in uses.items()}
@@ -127,7 +140,7 @@ class Clipper:
     def observe(self, run: Pass, factors: Factors, uses: Mapping[str, Use]) -> None:
         self._observer.clipped(run, factors, uses)
 
-    def factors(self, run: Pass, squares: Mapping[str, Tensor], scale: float) -> Factors:
+    def factors(self, run: Pass, squares: Mapping[str, Tensor], scale: Tensor | float) -> Factors:
         like = next(iter(squares.values()), torch.zeros(()))
         return clipping_factors(
             squares,
@@ -135,12 +148,19 @@ class Clipper:
             scale=scale,
             dummy=run.dummy,
             like=like,
-            samples=run.samples,
+            samples=run.clipped_units,
         )
 
 
-def _scaled(use: Use, scale: float) -> Tensor:
+def by_unit(uses: Sequence[Use], run: Pass) -> Sequence[Use]:
+    """Sum the rows of each unit, before any norm is taken."""
+    return uses if run.units is None else [use.grouped(run.units) for use in uses]
+
+
+def _scaled(use: Use, scale: Tensor | float) -> Tensor:
     dense = use.dense()
+    if isinstance(scale, Tensor):
+        return dense * scale.to(dense.dtype).reshape(-1, *[1] * (dense.dim() - 1))
     return dense * scale if isinstance(use, Dense) else dense.mul_(scale)  # the others' was formed just now
 
 

@@ -24,7 +24,7 @@ Step = tuple[str, Callable[[Tensor], Tensor]]
 
 
 def owners(layout: Layout) -> Tensor:
-    return torch.arange(layout.rows) // layout.inner % layout.samples
+    return layout.owners()
 
 
 def poisoned(x: Tensor, layout: Layout, sample: int) -> Tensor:

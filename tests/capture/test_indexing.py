@@ -58,18 +58,9 @@ def test_the_batch_is_followed(layout: Layout, index: Any, expected: Layout) -> 
     [
         0,
         (0, Ellipsis),
-        ids,
-        ids.flip(0),
-        rows[:2],
-        [2, 1, 0],
         slice(1, None),
         slice(0, 2),
         slice(None, None, 2),
-        torch.tensor([True, True, True]),
-        torch.ones(3, 3, dtype=torch.bool),
-        (ids, rows),
-        torch.tensor([0, 0, 0]),
-        torch.tensor([0, 1, 2, 0, 1, 2]),
     ],
     ids=str,
 )
@@ -77,8 +68,27 @@ def test_a_choice_among_samples_is_lost(index: Any) -> None:
     assert followed(B, index) is None
 
 
-def test_negative_row_numbers_are_not_taken_for_an_order() -> None:
-    assert followed(B, torch.tensor([-1, -2, -3])) is None
+@pytest.mark.parametrize(
+    ("index", "owners"),
+    [
+        (torch.tensor([True, True, True]), [0, 1, 2]),
+        (torch.tensor([False, True, True]), [1, 2]),
+        (torch.tensor([0, 0, 0]), [0, 0, 0]),
+        (torch.tensor([2, 0, 1]), [2, 0, 1]),
+        (torch.tensor([-1, -2, -3]), [2, 1, 0]),
+        (torch.tensor([0, 1, 2, 0, 1, 2]), [0, 1, 2, 0, 1, 2]),
+        ([2, 1], [2, 1]),
+        ((torch.tensor([2, 0]), torch.tensor([0, 1])), [2, 0]),
+        (torch.eye(3, dtype=torch.bool), [0, 1, 2]),
+        (torch.ones(3, 3, dtype=torch.bool).tril(), [0, 1, 1, 2, 2, 2]),
+    ],
+    ids=str,
+)
+def test_rows_picked_by_number_or_mask_keep_their_samples(index: Any, owners: list[int]) -> None:
+    layout = followed(B, index)
+    assert layout is not None
+    assert layout.dim == 0
+    assert layout.owners().tolist() == owners
 
 
 def test_rows_across_a_broadcast_pair() -> None:
@@ -124,4 +134,7 @@ def test_narrow_select_and_index_select() -> None:
     assert narrowed(torch.select, MIDDLE, -1, 0) == MIDDLE
     assert narrowed(torch.select, MIDDLE, 1, 0) is None
     assert narrowed(torch.index_select, MIDDLE, 0, torch.tensor([1, 0])) == MIDDLE
-    assert narrowed(torch.index_select, MIDDLE, dim=1, index=torch.tensor([1, 0])) is None
+    picked = narrowed(torch.index_select, MIDDLE, dim=1, index=torch.tensor([1, 0]))
+    assert picked is not None
+    assert picked.dim == 1
+    assert picked.owners().tolist() == [1, 0]

@@ -157,7 +157,6 @@ MIXING = {
     "distances": lambda x, w: torch.cdist(x, x) * w[0],
     "pairs": lambda x, w: F.linear(x[:, None] + x[None], w),
     "transposed and added": lambda x, w: F.linear(x + x.t(), w),
-    "permuted rows": lambda x, w: F.linear(x[torch.tensor([1, 0, 3, 2])], w),
     "gathered rows": lambda x, w: F.linear(x.gather(0, torch.tensor([[1, 0, 3, 2]]).t().expand(4, 4)), w),
     "attention over the batch": lambda x, w: F.linear(F.scaled_dot_product_attention(x[None], x[None], x[None])[0], w),
     "statistics of the batch": lambda x, w: F.linear((x - x.mean()) / x.std(), w),

@@ -2,5 +2,6 @@
 
 from tacit.capture.passes import ClippedSums, Pass, Term
 from tacit.capture.session import Session
+from tacit.capture.units import check_index, read_field
 
-__all__ = ["ClippedSums", "Pass", "Session", "Term"]
+__all__ = ["ClippedSums", "Pass", "Session", "Term", "check_index", "read_field"]

@@ -50,7 +50,7 @@ def right(_f: Any, source: Tensor, layout: Layout, _args: Any, _kwargs: Any, out
 def repeated(_f: Any, source: Tensor, layout: Layout, _args: Any, _kwargs: Any, out: Tensor) -> Layout | None:
     dim = layout.dim + out.dim() - source.dim()
     times, rest = divmod(out.shape[dim], layout.rows)
-    return None if rest or not times else Layout(layout.samples, dim, layout.outer * times, layout.inner)
+    return None if rest or not times else layout.repeated(times).at(dim)
 
 
 def left(_f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out: Tensor) -> Layout | None:
@@ -106,7 +106,7 @@ def pieces(_f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out:
     if dim != layout.dim:
         return layout
     sizes = args[1] if len(args) > 1 else None
-    even = isinstance(sizes, int) and layout.outer > 1
+    even = isinstance(sizes, int) and layout.outer > 1 and layout.owner is None
     times, rest = divmod(out.shape[dim], layout.samples * layout.inner)
     return Layout(layout.samples, dim, times, layout.inner) if even and not rest and times else None
 
@@ -115,13 +115,16 @@ def joined(_f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out:
     dim = dim_argument(args, kwargs, 1, 0) % source.dim()
     if dim != layout.dim:
         return layout if layout.fits(out.shape) else None
-    total = 0
+    parts = []
     for part in dim_argument(args, kwargs, 0, (), ("tensors",)):
         mark = mark_of(part)
-        if mark is None or mark.layout is None or mark.layout.dim != dim or layout.inner != mark.layout.inner:
+        if mark is None or mark.layout is None or mark.layout.dim != dim:
             return None
-        total += mark.layout.outer
-    joined = Layout(layout.samples, dim, total, layout.inner)
+        parts.append(mark.layout)
+    if any(part.owner is not None or part.inner != layout.inner for part in parts):
+        joined = Layout.owned(layout.samples, dim, torch.cat([part.owners(out.device) for part in parts]))
+    else:
+        joined = Layout(layout.samples, dim, sum(part.outer for part in parts), layout.inner)
     return joined if joined.fits(out.shape) else None
 
 
@@ -136,8 +139,10 @@ def interleave(_f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, 
         return None
     if dim % source.dim() != layout.dim:
         return layout
-    if not isinstance(repeats, int):
-        return None
+    if not isinstance(repeats, int) or layout.owner is not None:
+        times = repeats.detach().to(source.device) if isinstance(repeats, Tensor) else repeats
+        owner = layout.owners(source.device).repeat_interleave(times)
+        return Layout.owned(layout.samples, layout.dim, owner)
     return Layout(layout.samples, layout.dim, layout.outer, layout.inner * repeats)
 
 
@@ -234,6 +239,42 @@ def along(position: int, default: int | None = None) -> Follower:
         return layout if out.dim() == source.dim() and layout.fits(out.shape) else None
 
     return follower
+
+
+def index_add(_f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out: Tensor) -> Layout | None:
+    """Rows added to others, or copied over them: they must be of the same samples."""
+    dim = dim_argument(args, kwargs, 1) % out.dim()
+    index, added = dim_argument(args, kwargs, 2, None, ("index",)), dim_argument(args, kwargs, 3, None, ("source",))
+    onto, what = mark_of(args[0]), mark_of(added)
+    if onto is None or onto.layout is None or (what is not None and what.layout is None):
+        return None
+    if onto.layout.dim != dim:
+        return onto.layout if what is None or what.layout == onto.layout else None
+    if what is None or what.layout is None:
+        return None
+    picked = onto.layout.picked(index.detach())
+    return onto.layout if what.layout == picked else None
+
+
+def packed(_f: Any, source: Tensor, layout: Layout, args: Any, _kwargs: Any, out: Tensor) -> Layout | None:
+    """``pack_padded_sequence``: for each time step the sequences, longest first, that are not over."""
+    _, lengths, batch_first = args
+    if out.dim() == 1 or layout.dim != (0 if batch_first else 1):
+        return None  # the batch sizes, or time taken for the batch
+    owner = layout.owners(lengths.device)
+    steps = [owner[lengths > t] for t in range(int(lengths.max()))]
+    return Layout.owned(layout.samples, 0, torch.cat(steps).to(source.device))
+
+
+def unpacked(_f: Any, source: Tensor, layout: Layout, args: Any, _kwargs: Any, out: Tensor) -> Layout | None:
+    """``pad_packed_sequence``, its inverse."""
+    _, sizes, batch_first, *_ = args
+    if out.dim() == 1 or source is not args[0]:
+        return None
+    owners, counts = layout.owners(), sizes.tolist()
+    order = owners[: counts[0]]
+    expected = torch.cat([order[:count] for count in counts])
+    return Layout.owned(layout.samples, 0 if batch_first else 1, order) if torch.equal(expected, owners) else None
 
 
 def lost(*_: Any) -> Layout | None:

@@ -15,10 +15,11 @@ def follow_index(_f: Any, source: Tensor, layout: Layout, args: Any, _kwargs: An
     if source is not args[0]:  # a constant table, read by ids of the batch
         return layout if source is args[1] and not _is_mask(source) else None
     index = args[1] if isinstance(args[1], tuple) else (args[1],)
-    if any(isinstance(item, (list, range)) or _is_mask(item) for item in index):
-        if any(_is_mask(item) or isinstance(item, range) for item in index):
-            return None
-        index = tuple(torch.tensor(i, device=source.device) if isinstance(i, list) else i for i in index)
+    if any(isinstance(item, range) for item in index):
+        return None
+    index = tuple(torch.tensor(i, device=source.device) if isinstance(i, list) else i for i in index)
+    if any(_is_mask(item) for item in index):
+        return _masked(source, layout, index)
     index = _without_ellipsis(index, source.dim())
     position, dim, advanced = 0, 0, []
     found: Layout | None = None
@@ -63,22 +64,29 @@ def _place_advanced(
 
 
 def _all_samples(layout: Layout, chosen: Tensor, start: int, width: int) -> Layout | None:
-    """Rows picked by number keep their samples if every row is picked once and in order, ``x[arange(B), t]``."""
-    size = chosen.numel()
-    if layout.outer != 1 or layout.inner != 1 or size != layout.samples or chosen.shape[0] != size:
+    """Rows picked by number keep their samples, in whatever order."""
+    long = [dim for dim, size in enumerate(chosen.shape) if size != 1]
+    if len(long) > 1:
         return None
-    in_order = torch.equal(chosen.flatten(), torch.arange(size, device=chosen.device, dtype=chosen.dtype))
-    return layout.at(start + width - chosen.dim()) if in_order else None
+    dim = long[0] if long else 0
+    places = chosen.detach().flatten() % max(layout.rows, 1)
+    return layout.picked(places).at(start + width - chosen.dim() + dim)
+
+
+def _masked(source: Tensor, layout: Layout, index: tuple[Any, ...]) -> Layout | None:
+    """``x[mask]``: the rows of the leading dimensions where a mask is true, in order."""
+    mask = index[0]
+    whole = all(isinstance(item, slice) and item == slice(None) for item in index[1:])
+    if not _is_mask(mask) or not whole or layout.dim >= mask.dim() or not source.numel():
+        return None
+    flat = layout.reshaped(source.shape, torch.Size((mask.numel(), *source.shape[mask.dim() :])))
+    return None if flat is None or flat.dim != 0 else flat.picked(mask.detach().flatten().nonzero().flatten())
 
 
 def _sliced(layout: Layout, item: slice, dim: int) -> Layout | None:
     start, stop, step = item.indices(layout.rows)
-    block = layout.samples * layout.inner
-    if (start, stop, step) == (0, layout.rows, 1):
-        return layout.at(dim)
-    if step == 1 and start % block == 0 and stop > start and (stop - start) % block == 0:
-        return Layout(layout.samples, dim, (stop - start) // block, layout.inner)
-    return None
+    section = layout.section(start, stop) if step == 1 else None
+    return None if section is None else section.at(dim)
 
 
 def _is_mask(item: Any) -> bool:
@@ -98,6 +106,9 @@ def follow_narrow(f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any
     dim = (kwargs["dim"] if "dim" in kwargs else args[1]) % source.dim()
     if dim != layout.dim:
         return layout.at(layout.dim - (dim < layout.dim)) if out.dim() < source.dim() else layout
+    if f.__name__ == "index_select":
+        index = kwargs["index"] if "index" in kwargs else args[2]
+        return layout.picked(index.detach().flatten())
     if f.__name__ != "narrow":
         return None
     start = kwargs["start"] if "start" in kwargs else args[2]

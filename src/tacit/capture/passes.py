@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tacit.errors import SecondBackwardError
-from tacit.uses import Use
+from tacit.uses import Units, Use
 
 
 def current_task() -> int:
@@ -51,6 +51,7 @@ class Pass:
         samples: number of samples in the batch.
         dummy: the batch was empty and one made-up sample stands in for it: it must contribute nothing.
         synthetic: none of its rows is a record.
+        units: which rows are one unit of privacy; None if each is one by itself.
         inputs: the batch inputs of its outermost forwards, the first of each.
         contacts: how many uses of each parameter the forwards promised.
         plain_only: two passes cannot be run over it (an input wants a gradient, or reentrant checkpointing).
@@ -59,8 +60,11 @@ class Pass:
         clipped: what the clipping made of the uses.
     """
 
-    def __init__(self, samples: int, clip: Clip, *, dummy: bool = False, synthetic: bool = False) -> None:
+    def __init__(
+        self, samples: int, clip: Clip, *, dummy: bool = False, synthetic: bool = False, units: Units | None = None
+    ) -> None:
         self.samples = samples
+        self.units = units
         self.dummy = dummy
         self.synthetic = synthetic
         self.contacts: dict[str, int] = {}
@@ -75,6 +79,11 @@ class Pass:
         self._terms_task = -1
         self._task = -1
         self._roots: dict[int, int] = {}
+
+    @property
+    def clipped_units(self) -> int:
+        """How many gradients are clipped: one for each unit, or else for each sample."""
+        return self.samples if self.units is None else self.units.count
 
     def promise(self, name: str) -> None:
         self.contacts[name] = self.contacts.get(name, 0) + 1

@@ -16,8 +16,9 @@ from tacit.capture.inputs import batch_size, empty_outputs, one_sample, refuse_m
 from tacit.capture.marks import Mark, clear_mark, map_tensors, mark_of, set_mark, tensors_in
 from tacit.capture.passes import Clip, ClippedSums, Pass, current_task
 from tacit.capture.running import Runner
+from tacit.capture.units import units_of
 from tacit.errors import ConfigurationError, MixingError, SecondBackwardError
-from tacit.uses import Layout, Use
+from tacit.uses import Layout, Units, Use
 
 Patterns = dict[tuple[torch.Size, ...], list[Mark | None]]
 
@@ -32,6 +33,11 @@ class Session:
         batch_first: whether inputs carry the batch in dimension 0 (else 1).
         at_hand: which batch is at hand, and how many records it has; None if none was drawn.
         apart: run every forward on one copy of the parameters for each sample.
+
+    Attributes:
+        synthetic: what the coming forwards see are no records.
+        index: the unit of privacy of each row of the coming forwards, as the user says.
+        index_of_batch: the same, as the batch at hand says.
     """
 
     def __init__(
@@ -55,6 +61,8 @@ class Session:
         self._at_hand = at_hand
         self._addresses: dict[int, str] | None = None
         self.synthetic = False
+        self.index: Tensor | None = None
+        self.index_of_batch: Tensor | None = None
         self._constants: dict[Entrance, set[int]] = {}
         self._current: tuple[Pass, Tensor, tuple[object, ...]] | None = None
         self._clipped_task = -1
@@ -121,7 +129,8 @@ class Session:
         if samples == 0:
             args, kwargs = one_sample((args, kwargs), self._batch_dim)
             tensors = list(tensors_in((args, kwargs)))
-        run, carrier = self._open(max(samples, 1), trainable, dummy=samples == 0)
+        units = self._units(samples)
+        run, carrier = self._open(max(samples, 1), trainable, units, dummy=samples == 0)
         run.plain_only |= any(t.requires_grad for t in tensors)
         fresh = [t for t in tensors if mark_of(t) is None]
         try:
@@ -144,7 +153,21 @@ class Session:
     def _samples(self, entrance: Entrance, tensors: list[Tensor]) -> int | None:
         at_hand = None if self.synthetic else self._at_hand()
         expected = None if at_hand is None else at_hand[1]
+        index = self._index()
+        if index is not None:
+            expected = len(index)
         return batch_size(tensors, self._batch_dim, expected, self._constants.get(entrance, ()))
+
+    def _index(self) -> Tensor | None:
+        """The unit of each row of the batch, if the user has said so."""
+        return self.index if self.index is not None or self.synthetic else self.index_of_batch
+
+    def _units(self, samples: int) -> Units | None:
+        index = self._index()
+        if index is None or samples == 0:
+            return None
+        at_hand = None if self.synthetic else self._at_hand()
+        return units_of(index, samples, None if at_hand is None else at_hand[1])
 
     def _batch_inputs(self, entrance: Entrance, tensors: list[Tensor], samples: int) -> list[Tensor]:
         """The inputs that carry the batch.
@@ -172,18 +195,20 @@ class Session:
                         "keep the value outside the model."
                     )
 
-    def _open(self, samples: int, trainable: list[str], *, dummy: bool) -> tuple[Pass, Tensor]:
+    def _open(self, samples: int, trainable: list[str], units: Units | None, *, dummy: bool) -> tuple[Pass, Tensor]:
         """Return the pass that a forward joins: the open one if it fits, else a new one."""
         at_hand = self._at_hand()
-        key = (samples, dummy, at_hand, *trainable)
+        owners = None if units is None else tuple(units.owner.tolist())
+        key = (samples, owners, dummy, at_hand, *trainable)
         if self._current is not None:
             run, carrier, known = self._current
             # Rows are matched by their place, so both forwards must have seen the whole batch at hand.
-            whole = at_hand is None or self.synthetic or dummy or samples == at_hand[1]
+            records = samples if units is None else units.count
+            whole = at_hand is None or self.synthetic or dummy or records == at_hand[1]
             if not run.finished and known == key and whole:
                 run.synthetic &= self.synthetic
                 return run, carrier
-        run = Pass(samples, self._on_finished, dummy=dummy, synthetic=self.synthetic)
+        run = Pass(samples, self._on_finished, dummy=dummy, synthetic=self.synthetic, units=units)
         chosen = {name: self.parameters[name] for name in trainable}
         for name, parameter in chosen.items():
             self.guard.watch(name, parameter)  # again, for what was unfrozen since

@@ -51,7 +51,7 @@ class PerRow(torch.autograd.Function):
         refuse_double_backward()
         dim, layout, slot = ctx.settings
         rows = torch.arange(layout.rows, device=g.device)
-        owner = rows // layout.inner % layout.samples
+        owner = layout.owners(g.device)
         dense = g.new_zeros((layout.samples, *g.shape))
         dense.movedim(dim + 1, 1)[owner, rows] = g.movedim(dim, 0)
         slot.record(Dense(dense))
@@ -128,6 +128,8 @@ def per_sample(contact: Contact, value: Tensor, layout: Layout, dims: int) -> Te
     # (B, *shape) -> (B, 1…, *shape) with dims + 1 dimensions -> the batch in its place.
     copies = copies.reshape(layout.samples, *[1] * (dims - value.dim()), *value.shape)
     copies = copies.movedim(0, dim)
+    if layout.owner is not None:
+        return copies.squeeze(dim + 1).index_select(dim, layout.owners(copies.device))
     if layout.outer == layout.inner == 1:
         return copies.squeeze(dim + 1)
     before, behind = copies.shape[:dim], copies.shape[dim + 2 :]

@@ -108,7 +108,9 @@ def _by_copies(
         if letter in term:
             contact.refuse(f"a parameter {tuple(value.shape)} has the dimension of the batch")
         copies = per_sample_copies(contact, value, layout.samples)
-        if layout.outer * layout.inner > 1:
+        if layout.owner is not None:
+            copies = copies[layout.owners(copies.device)]
+        elif layout.outer * layout.inner > 1:
             copies = copies.unsqueeze(1).expand(-1, layout.inner, *value.shape).flatten(0, 1)
             copies = copies.unsqueeze(0).expand(layout.outer, *copies.shape).flatten(0, 1)
         new_terms.append(letter + term)

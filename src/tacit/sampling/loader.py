@@ -1,6 +1,6 @@
 """The DataLoader that draws batches as the accountant was told."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ class PrivateLoader(DataLoader[Any]):
         sampling: how batches are drawn.
         draws: the log that is told of each logical batch at the moment it is handed out.
         managed: a BatchMemoryManager is splitting its batches.
+        on_batch: is shown every physical batch when it is handed out.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class PrivateLoader(DataLoader[Any]):
         self.sampling = sampling
         self.draws = draws
         self.managed = False
+        self.on_batch: Callable[[Any], None] | None = None
         self._sampler = HandoutSampler(sampling, generator)
         self._epoch = 0
         self._iterations = 0
@@ -114,6 +116,8 @@ class PrivateLoader(DataLoader[Any]):
             if handout.first:
                 self.draws.drawn(handout.logical_records, epoch)
             self.draws.physical(handout.records)
+            if self.on_batch is not None:
+                self.on_batch(batch)
             yield handout, batch
 
 

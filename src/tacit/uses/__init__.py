@@ -7,5 +7,6 @@ from tacit.uses.gather import Gather
 from tacit.uses.join import join
 from tacit.uses.layout import Layout
 from tacit.uses.outer import Gram, Outer
+from tacit.uses.units import Units
 
-__all__ = ["DEFAULT_COSTS", "CostModel", "Dense", "Gather", "Gram", "Layout", "Outer", "Use", "join"]
+__all__ = ["DEFAULT_COSTS", "CostModel", "Dense", "Gather", "Gram", "Layout", "Outer", "Units", "Use", "join"]

@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from tacit.uses.units import Units
+
 
 class Use(ABC):
     """The per-sample gradients ``G[b]`` of one parameter, kept in whatever form is cheapest.
@@ -47,6 +49,10 @@ class Use(ABC):
     @abstractmethod
     def transposed(self) -> Use:
         """Return the use of the 2-d parameter's transpose."""
+
+    @abstractmethod
+    def grouped(self, units: Units) -> Use:
+        """Return the use by unit: ``G[u]`` is the sum over the rows of unit u."""
 
     @abstractmethod
     def reshaped(self, shape: torch.Size) -> Use:

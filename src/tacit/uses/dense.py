@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tacit.uses.base import Use, zero_samples
 from tacit.uses.numerics import sample_squares, wide
+from tacit.uses.units import Units
 
 
 class Dense(Use):
@@ -31,7 +32,10 @@ class Dense(Use):
         return Dense(zero_samples(self.gradients, dropped))
 
     def transposed(self) -> Use:
-        return Dense(self.gradients.transpose(1, 2))
+        return Dense(self.gradients.transpose(-2, -1))
+
+    def grouped(self, units: Units) -> Use:
+        return Dense(units.total(wide(self.gradients)))
 
     def reshaped(self, shape: torch.Size) -> Use:
         return Dense(self.gradients.reshape(self.samples, *shape))

@@ -8,6 +8,7 @@ from torch import Tensor
 from tacit.uses.base import Use, zero_samples
 from tacit.uses.dense import Dense
 from tacit.uses.numerics import sample_squares, wide
+from tacit.uses.units import Units
 
 
 class Gather(Use):
@@ -59,6 +60,9 @@ class Gather(Use):
 
     def transposed(self) -> Use:
         return Dense(self.dense().transpose(1, 2))
+
+    def grouped(self, units: Units) -> Use:
+        return Gather(units.pack(self.ids), units.pack(self.g), self.shape[0])
 
     def reshaped(self, shape: torch.Size) -> Use:
         return Dense(self.dense().reshape(self.samples, *shape))

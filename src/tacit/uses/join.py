@@ -12,6 +12,7 @@ from tacit.uses.dense import Dense
 from tacit.uses.gather import Gather
 from tacit.uses.numerics import cancelled, excessive, sample_squares, wide
 from tacit.uses.outer import Outer
+from tacit.uses.units import Units
 
 
 class TableAndHead(Use):
@@ -68,6 +69,9 @@ class TableAndHead(Use):
 
     def transposed(self) -> Use:
         return Dense(self.dense().transpose(1, 2))
+
+    def grouped(self, units: Units) -> Use:
+        return Dense(self.dense()).grouped(units)
 
     def reshaped(self, shape: torch.Size) -> Use:
         return Dense(self.dense().reshape(self.samples, *shape))

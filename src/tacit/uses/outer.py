@@ -9,6 +9,7 @@ from torch import Tensor
 from tacit.uses.base import Use, zero_samples
 from tacit.uses.dense import Dense
 from tacit.uses.numerics import cancelled, excessive, out_of_range, sample_squares, wide
+from tacit.uses.units import Units
 
 
 class Gram:
@@ -92,6 +93,9 @@ class Outer(Use):
         if len(self.shape) != 2 or self.shape[0] != (self.a if self.flipped else self.g).shape[2]:
             return Dense(self.dense()).transposed()
         return Outer(self.a, self.g, torch.Size(reversed(self.shape)), flipped=not self.flipped)
+
+    def grouped(self, units: Units) -> Use:
+        return Outer(units.pack(self.a), units.pack(self.g), self.shape, flipped=self.flipped)
 
     def reshaped(self, shape: torch.Size) -> Use:
         return Outer(self.a, self.g, shape, flipped=self.flipped, gram=self._gram)
