@@ -23,7 +23,7 @@ INDEX = {
 
 
 class Everything(nn.Module):
-    """Uses of every kind: a table that is also the head, convolution, attention, normalization, a scale, a dense use."""
+    """Uses of every kind: a table that is also the head, convolution, attention, normalization, a scale."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -8,19 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from tacit.capture.derived import (
-    DerivedSlot,
-    ReshapedSlot,
-    RowsSlot,
-    ViewSlot,
-    before_expansion,
-    leaves_of,
-    reshaped_source,
-    rows_source,
-    transposed_source,
-)
+from tacit.capture.derived import DerivedSlot, ReshapedSlot, RowsSlot, StackSlot, ViewSlot, leaves_of
 from tacit.capture.marks import Mark, mark_of, set_mark
 from tacit.capture.passes import Pass
+from tacit.capture.views import before_expansion, reshaped_source, rows_source, stack_source, transposed_source
 from tacit.errors import LayoutError, PrivacyError
 from tacit.rules import Contact, Slot
 from tacit.uses import Layout, Use
@@ -119,6 +110,10 @@ class CaptureContact(Contact):
         if shaped is not None:
             slot = self._find_slot(shaped)
             return None if slot is None else ReshapedSlot(slot, shaped.shape)
+        stack = stack_source(value)
+        if stack is not None:
+            slot = self._find_slot(stack[0])
+            return None if slot is None else StackSlot(slot, stack[1], stack[0].shape[0])
         whole = rows_source(value)
         if whole is not None:
             slot = self._find_slot(whole[0])

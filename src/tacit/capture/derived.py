@@ -6,118 +6,19 @@ pulled back here to the parameters that they came from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tacit.errors import PrivacyError, TacitError, UnseenError
 from tacit.rules import Slot
-from tacit.rules.registry import methods
-from tacit.uses import Dense, Use
+from tacit.uses import Dense, Outer, Routed, Use
 
-_VIEW = "_tacit_view"
 _DERIVED = "_tacit_derived"
-_TRANSPOSES = frozenset([*methods(["t"], torch, Tensor), Tensor.T.__get__, Tensor.mT.__get__])  # type: ignore[attr-defined]
-_SWAPS = frozenset(methods(["transpose", "swapaxes", "swapdims"], torch, Tensor))
-_SLICES = frozenset(
-    methods(
-        "chunk unsafe_chunk split unsafe_split split_with_sizes tensor_split narrow __getitem__".split(), torch, Tensor
-    )
-)
-_RESHAPES = frozenset(methods("view reshape flatten unflatten squeeze unsqueeze ravel".split(), torch, Tensor))
-_EXPANSIONS = frozenset(methods(["expand", "expand_as", "broadcast_to", "repeat", "tile"], torch, Tensor))
 _OWN_NODES = ("CarrierBackward", "TieBackward")
 _CHUNK_BYTES = 2**27
-
-
-def note_view(function: Callable[..., Any], args: tuple[Any, ...], out: Any) -> None:
-    """Remember how a derived parameter is a plain view of another: its uses are then that one's uses."""
-    if not args or not isinstance(args[0], Tensor):
-        return
-    source = args[0]
-    if function in _SLICES:
-        for part in out if isinstance(out, (list, tuple)) else (out,):
-            if _first_row(part, source) is not None:
-                _note(part, "rows", source)
-    elif not isinstance(out, Tensor):
-        return
-    elif function in _RESHAPES:
-        if source.is_contiguous() and out.is_contiguous() and out.data_ptr() == source.data_ptr():
-            _note(out, "reshape", source)
-    elif source.dim() == 2 and (function in _TRANSPOSES or function in _SWAPS):
-        if out.shape == source.shape[::-1] and out.data_ptr() == source.data_ptr() and out.stride() != source.stride():
-            _note(out, "transpose", source)
-    elif function in _EXPANSIONS:
-        _note(out, "expand", source)
-
-
-def _first_row(part: Any, source: Tensor) -> int | None:
-    """Where the rows of ``part`` begin in ``source``, if it is a slice of it along dimension 0."""
-    if not isinstance(part, Tensor) or part.dim() != source.dim() or source.dim() == 0:
-        return None
-    if part.shape[1:] != source.shape[1:] or part.stride() != source.stride() or not source.stride(0):
-        return None
-    if part.untyped_storage().data_ptr() != source.untyped_storage().data_ptr():
-        return None
-    first, rest = divmod(int(part.storage_offset() - source.storage_offset()), source.stride(0))
-    return first if not rest and 0 <= first <= source.shape[0] - part.shape[0] else None
-
-
-def _note(out: Tensor, kind: str, source: Tensor) -> None:
-    setattr(out, _VIEW, (kind, source, out._version, source._version))
-
-
-def _noted(value: Tensor, kind: str) -> Tensor | None:
-    """Return the tensor that ``value`` is such a view of, unless either was written to since."""
-    found, source, version, source_version = getattr(value, _VIEW, ("", None, 0, 0))
-    if found != kind or source is None or value._version != version or source._version != source_version:
-        return None
-    return source  # type: ignore[no-any-return]
-
-
-def embed_once(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """Look up constant ids that were expanded over the batch once, and expand the result instead."""
-    if function is not F.embedding or not args or not isinstance(args[0], Tensor):
-        return None
-    ids = args[0]
-    if ids.dim() < 2 or ids.shape[0] < 2 or ids.stride(0) != 0:
-        return None
-    once: Tensor = function(ids[:1], *args[1:], **kwargs)
-    expanded = once.expand(ids.shape[0], *once.shape[1:])
-    _note(expanded, "expand", once)
-    return expanded
-
-
-def before_expansion(value: Tensor, dim: int) -> Tensor:
-    """Return what ``value`` was before it was expanded along ``dim``, with size 1 there; else ``value``."""
-    source = _noted(value, "expand")
-    if source is None or source.dim() > value.dim():
-        return value
-    padded = (1,) * (value.dim() - source.dim()) + tuple(source.shape)
-    same = all(a == b or a == 1 for a, b in zip(padded, value.shape, strict=True))
-    if not same or padded[dim] != 1:
-        return value
-    target = [1 if i == dim else size for i, size in enumerate(value.shape)]
-    shaped: Tensor = source.reshape(padded).expand(target)
-    return shaped
-
-
-def rows_source(value: Tensor) -> tuple[Tensor, int] | None:
-    """Return the tensor of which ``value`` is a slice along dimension 0, and where it begins."""
-    source = _noted(value, "rows")
-    first = None if source is None else _first_row(value, source)
-    return None if source is None or first is None else (source, first)
-
-
-def reshaped_source(value: Tensor) -> Tensor | None:
-    return _noted(value, "reshape")
-
-
-def transposed_source(value: Tensor) -> Tensor | None:
-    return _noted(value, "transpose")
 
 
 def note_derived(value: Tensor) -> None:
@@ -198,6 +99,23 @@ class ReshapedSlot(Slot):
 
     def record(self, use: Use) -> None:
         self._source.record(use.reshaped(self._shape))
+
+
+class StackSlot(Slot):
+    """Takes uses of one matrix of a stack, such as one expert's."""
+
+    def __init__(self, source: Slot, number: int, count: int) -> None:
+        self._source = source
+        self._number = number
+        self._count = count
+
+    def record(self, use: Use) -> None:
+        if isinstance(use, Outer) and len(use.shape) == 2:
+            expert = torch.full(use.a.shape[:2], self._number, device=use.a.device)
+            use = Routed(use.a, use.g, expert, self._count, flipped=use.flipped)
+        else:
+            use = use.reshaped(torch.Size((1, *use.shape))).placed(self._number, self._count)
+        self._source.record(use)
 
 
 class RowsSlot(Slot):

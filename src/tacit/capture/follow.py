@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tacit.capture import families
+from tacit.capture import families, routed
 from tacit.capture.families import Follower, NotBatchError
 from tacit.capture.indexing import follow_index, follow_narrow
 from tacit.capture.marks import Mark, mark_of, set_mark
+from tacit.capture.reductions import follow_reduced, reduces
 from tacit.rules.registry import methods
 from tacit.uses import Layout
 
@@ -45,14 +46,14 @@ _FAMILIES: list[tuple[Follower, str]] = [
     (families.added_product, "addmm baddbmm addmv addmm_ baddbmm_"),
     (families.distances, "cdist"),
     (follow_narrow, "narrow select index_select"),
-    (families.packed, "_pack_padded_sequence"),
-    (families.unpacked, "_pad_packed_sequence"),
-    (families.index_add, "index_add index_add_ index_copy index_copy_"),
+    (routed.packed, "_pack_padded_sequence"),
+    (routed.unpacked, "_pad_packed_sequence"),
+    (routed.index_add, "index_add index_add_ index_copy index_copy_"),
     (follow_index, "__getitem__"),
     (families.left, "embedding one_hot view_as_real"),
     (families.without_last, "view_as_complex"),
     (families.outer, "outer ger"),
-    (families.first_only, "linear bilinear"),
+    (families.first_only, "linear bilinear grouped_mm _grouped_mm"),
     (
         families.leading,
         "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d batch_norm instance_norm group_norm "
@@ -103,6 +104,7 @@ def _table() -> dict[Callable[..., Any], Follower]:
 
 
 _FOLLOWERS = _table()
+_BY_NUMBER = frozenset(methods("index_add index_add_ index_copy index_copy_ index_select".split(), *_OWNERS))
 VIEW_GETTERS: dict[Callable[..., Any], Callable[..., Any]] = {
     Tensor.T.__get__: Tensor.t,  # type: ignore[attr-defined]
     Tensor.mT.__get__: Tensor.adjoint,  # type: ignore[attr-defined]
@@ -128,13 +130,18 @@ def follow(
     """
     if function is Tensor.__getitem__:
         sources = [args[0]] if mark_of(args[0]) is not None else sources
+    elif function in _BY_NUMBER:  # the numbers only say which rows
+        numbers = kwargs.get("index", args[2] if len(args) > 2 else None)
+        sources = [source for source in sources if source is not numbers] or sources
     args, again = _apart(args)
     found: Mark | None = None
+    lost: Mark | None = None
     try:
         for source in (*sources, *again):
             mark = _seen_from(function, source, args, kwargs, out)
             if mark.layout is None:
-                return mark
+                lost = mark if lost is None or mark.mixed else lost
+                continue
             if found is not None and mark.layout != found.layout and mark.layout.samples == 1 and out.numel() > 0:
                 mark = Mark(Layout(1, 0, inner=out.shape[0]))
             elif found is not None and mark.layout != found.layout:
@@ -142,7 +149,7 @@ def follow(
             found = mark
     except NotBatchError:
         return None
-    return found
+    return found if lost is None else lost
 
 
 def _apart(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[Tensor]]:
@@ -169,7 +176,7 @@ def _seen_from(function: Callable[..., Any], source: Tensor, args: Any, kwargs: 
     mark = mark_of(source)
     assert mark is not None
     if mark.layout is None:
-        return mark
+        return follow_reduced(function, source, mark, args, kwargs) if mark.reduced else mark
     follower = _FOLLOWERS.get(function, families.generic)
     if function in VIEW_GETTERS:
         follower, function, args = families.permute, VIEW_GETTERS[function], (source,)
@@ -184,7 +191,8 @@ def _seen_from(function: Callable[..., Any], source: Tensor, args: Any, kwargs: 
     if layout is mark.layout and layout.fits(out.shape):
         return mark
     if layout is None or not layout.fits(out.shape):
-        return Mark(None, lost=_name(function))
+        reduced = layout is None and mark.layout.samples > 1 and reduces(function, out)
+        return Mark(None, lost=_name(function), reduced=reduced)
     return Mark(layout)
 
 

@@ -90,7 +90,8 @@ def refuse_mixed_outputs(outputs: Any, path: str) -> None:
             raise MixingError(
                 f"an output of {path} combines different samples of the batch (in `{mark.lost}`): a sample then moves "
                 "the gradients of others, and clipping bounds nothing. If an input is no batch but only has its size "
-                "(positions, a mask), store it in the module as a buffer."
+                "(positions, a mask), store it in the module as a buffer. Leave out auxiliary losses over the whole "
+                "batch (mixtures of experts: output_router_logits=False)."
             )
 
 

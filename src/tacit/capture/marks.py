@@ -24,11 +24,13 @@ class Mark:
             dimension, as in a loss.
         lost: the call after which the layout was no longer known.
         mixed: that call paired operands whose batch dimensions disagree, and so samples with each other.
+        reduced: that call summed over several samples.
     """
 
     layout: Layout | None
     lost: str = ""
     mixed: bool = False
+    reduced: bool = False
 
 
 def mark_of(value: object) -> Mark | None:

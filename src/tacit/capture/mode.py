@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from tacit.capture.contact import CaptureContact, Frame, Names
-from tacit.capture.derived import embed_once, is_derived, note_derived, note_view, unseen_error
+from tacit.capture.derived import is_derived, note_derived, unseen_error
 from tacit.capture.follow import VIEW_GETTERS, follow, moves_rows
 from tacit.capture.frames import in_autograd_function
 from tacit.capture.indexing import follow_index
 from tacit.capture.losses import COUPLING, refuse_coupled_mean
 from tacit.capture.marks import Mark, clear_mark, mark_of, set_mark, tensors_in
+from tacit.capture.views import embed_once, note_view
 from tacit.errors import LayoutError, MixingError, NoRuleError, PrivacyError
 from tacit.rules import find_rule, is_always_rewritten, refuse_batch_statistics
 from tacit.uses import Layout
@@ -81,6 +82,8 @@ class Capture(TorchFunctionMode):
             _sort(tuple(kwargs.values()), marked, trainable)
         if marked and func in _FORM_ONLY:  # the second operand lends its shape or type only
             marked, trainable = (marked, []) if mark_of(args[0]) is not None else ([], trainable)
+        if func is Tensor.__getitem__ and marked and mark_of(args[0]) is None:
+            args, marked = _chosen(args, marked)
         if not marked:
             return self._unmarked_call(func, args, kwargs, trainable) if trainable else func(*args, **kwargs)
         if func in _BATCH_NORMS or func in _INSTANCE_NORMS:
@@ -203,6 +206,14 @@ class Capture(TorchFunctionMode):
             refuse_batch_statistics(where, given.get("running_mean") if own else None, training=False)
         else:
             refuse_batch_statistics(where, None, training=bool(given.get("training", False)))
+
+
+def _chosen(args: tuple[Any, ...], marked: list[Tensor]) -> tuple[tuple[Any, ...], list[Tensor]]:
+    """``stack[i]`` with a single number from the batch: the batch decides which matrix, not what is in it."""
+    index = args[1]
+    if isinstance(index, Tensor) and index.dim() == 0 and not index.is_floating_point() and index.dtype != torch.bool:
+        return (args[0], int(index)), []
+    return args, marked
 
 
 def _only_asks(func: Callable[..., Any]) -> bool:

@@ -7,6 +7,7 @@ from tacit.uses.gather import Gather
 from tacit.uses.join import join
 from tacit.uses.layout import Layout
 from tacit.uses.outer import Gram, Outer
+from tacit.uses.routed import Routed
 from tacit.uses.units import Units
 
-__all__ = ["DEFAULT_COSTS", "CostModel", "Dense", "Gather", "Gram", "Layout", "Outer", "Units", "Use", "join"]
+__all__ = ["DEFAULT_COSTS", "CostModel", "Dense", "Gather", "Gram", "Layout", "Outer", "Routed", "Units", "Use", "join"]

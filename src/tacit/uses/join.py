@@ -12,6 +12,7 @@ from tacit.uses.dense import Dense
 from tacit.uses.gather import Gather
 from tacit.uses.numerics import cancelled, excessive, sample_squares, wide
 from tacit.uses.outer import Outer
+from tacit.uses.routed import Routed
 from tacit.uses.units import Units
 
 
@@ -86,6 +87,9 @@ def join(uses: Sequence[Use]) -> Use:
         return uses[0]
     if all(isinstance(use, Gather) for use in uses):
         return _join_gathers([use for use in uses if isinstance(use, Gather)])
+    routed = [use for use in uses if isinstance(use, Routed)]
+    if len(routed) == len(uses) and len({use.flipped for use in routed}) == 1:
+        return _join_routed(routed)
     outers = [use for use in uses if isinstance(use, Outer)]
     kinds = {(use.flipped, use.a.shape[2], use.g.shape[2]) for use in outers}
     if len(outers) == len(uses) and len(kinds) == 1:
@@ -105,6 +109,11 @@ def _join_outers(uses: Sequence[Outer]) -> Outer:
         return uses[0]
     a, g = torch.cat([use.a for use in uses], 1), torch.cat([use.g for use in uses], 1)
     return Outer(a, g, uses[0].shape, flipped=uses[0].flipped)
+
+
+def _join_routed(uses: Sequence[Routed]) -> Routed:
+    a, g, expert = (torch.cat(parts, 1) for parts in zip(*((use.a, use.g, use.expert) for use in uses), strict=True))
+    return Routed(a, g, expert, uses[0].shape[0], flipped=uses[0].flipped)
 
 
 def _join_gathers(uses: Sequence[Gather]) -> Gather:

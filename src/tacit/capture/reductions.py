@@ -1,0 +1,55 @@
+"""Numbers for the whole batch, such as a mean loss: what may become of them.
+
+A sum or mean over the samples may be added to others and scaled: each sample keeps a part of its own. Multiplied with
+another, or put through anything that is not linear, it makes every sample's gradient depend on the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tacit.capture.marks import Mark, mark_of
+from tacit.rules.registry import methods
+
+_OWNERS = (torch, Tensor, F)
+_SUMS = frozenset(methods("sum mean nansum nanmean".split(), *_OWNERS))
+_LOSSES = frozenset(
+    methods(
+        "cross_entropy nll_loss mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy kl_div "
+        "binary_cross_entropy_with_logits poisson_nll_loss gaussian_nll_loss hinge_embedding_loss soft_margin_loss "
+        "cosine_embedding_loss margin_ranking_loss triplet_margin_loss multi_margin_loss multilabel_margin_loss "
+        "multilabel_soft_margin_loss".split(),
+        F,
+    )
+)
+_LINEAR = frozenset(
+    methods(
+        "add sub subtract rsub neg negative sum mean stack cat to float double half bfloat16 type clone contiguous "
+        "detach reshape view flatten squeeze unsqueeze expand where __getitem__ __add__ __radd__ __iadd__ __sub__ "
+        "__rsub__ __isub__ __neg__ add_ sub_ unbind view_as expand_as type_as".split(),
+        *_OWNERS,
+    )
+)
+_SCALED = frozenset(methods("mul multiply __mul__ __rmul__ __imul__ mul_".split(), *_OWNERS))
+_DIVIDED = frozenset(methods("div divide true_divide __truediv__ __itruediv__ div_".split(), *_OWNERS))
+
+
+def reduces(function: Callable[..., Any], out: Tensor) -> bool:
+    """Whether a call that has lost the batch has summed over it."""
+    return function in _SUMS or (function in _LOSSES and out.dim() == 0)
+
+
+def follow_reduced(function: Callable[..., Any], source: Tensor, mark: Mark, args: Any, kwargs: Any) -> Mark:
+    """The mark of what becomes of a sum over the batch."""
+    if function in _LINEAR:
+        return mark
+    others = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value is not source]
+    alone = all(mark_of(value) is None for value in others) and sum(value is source for value in args) < 2
+    if alone and (function in _SCALED or (function in _DIVIDED and args and args[0] is source)):
+        return mark
+    return Mark(None, lost=getattr(function, "__name__", str(function)), mixed=True)

@@ -1,0 +1,145 @@
+"""Mixtures of experts: Hugging Face's, and three that people write themselves."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, MixtralConfig, Qwen2MoeConfig
+
+from tacit.errors import PrivacyError
+from tacit.testing import check_exactness, private_gradients, single_sample_loop
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 11,
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 16,
+    "use_cache": False,
+}
+CONFIGS = {
+    "mixtral": lambda **more: MixtralConfig(num_local_experts=4, num_experts_per_tok=2, **SIZES, **more),
+    "qwen2_moe": lambda **more: Qwen2MoeConfig(
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=4,
+        shared_expert_intermediate_size=4,
+        decoder_sparse_step=1,
+        **SIZES,
+        **more,
+    ),
+}
+
+
+def build(name: str, experts: str, **more: Any) -> Any:
+    return AutoModelForCausalLM.from_config(CONFIGS[name](**more), experts_implementation=experts).train()
+
+
+def logits(m: Any, b: Any, c: Any) -> Tensor:
+    return c(m(b[0]).logits, b[1])
+
+
+@pytest.mark.parametrize(("B", "T"), [(3, 5), (4, 4), (1, 3)])
+@pytest.mark.parametrize("experts", ["eager", "batched_mm"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_language_models(exact: Any, name: str, experts: str, B: int, T: int) -> None:
+    model, ids = build(name, experts).double(), torch.randint(0, 11, (B, T))
+    exact_to_float32(exact, model, ids)
+
+
+def exact_to_float32(exact: Any, model: nn.Module, ids: Tensor) -> None:
+    """The routers and norms of these models compute in float32."""
+    target = torch.randn(*ids.shape, 11).double()
+    report = check_exactness(
+        model,
+        logits,
+        (ids, target),
+        criterion=nn.MSELoss(),
+        grad_sample_mode=exact.mode,
+        tolerance=1e-6,
+    )
+    assert float(report.reference.norms.max()) > 0
+
+
+@pytest.mark.parametrize(("B", "T"), [(3, 5), (4, 4), (1, 3)])
+@pytest.mark.parametrize("mode", ["auto", "hooks", "ghost"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_grouped_products(name: str, mode: str, B: int, T: int) -> None:
+    """torch has them in float32 at most; the loop runs the same weights in another way."""
+    torch.manual_seed(0)
+    grouped, plain = build(name, "grouped_mm"), build(name, "eager")
+    plain.load_state_dict(grouped.state_dict())
+    batch = torch.randint(0, 11, (B, T)), torch.randn(B, T, 11)
+    reference = single_sample_loop(plain, logits, batch, criterion=nn.MSELoss())
+    bound = reference.max_grad_norm
+    norms, sums = private_gradients(
+        grouped, logits, batch, criterion=nn.MSELoss(), max_grad_norm=bound, grad_sample_mode=mode
+    )
+    torch.testing.assert_close(norms, reference.norms, rtol=1e-4, atol=0)
+    for parameter, total in reference.sums.items():
+        torch.testing.assert_close(sums[parameter].double(), total, rtol=1e-3, atol=1e-5 * bound)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("experts", ["eager", "batched_mm"])
+def test_checkpointing(exact: Any, experts: str, reentrant: bool) -> None:
+    model = build("mixtral", experts).double()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    exact_to_float32(exact, model, torch.randint(0, 11, (4, 4)))
+
+
+def test_the_load_balancing_loss_mixes_samples(exact_auto: Any) -> None:
+    model = build("mixtral", "eager", output_router_logits=True).double()
+    with pytest.raises(PrivacyError, match="output_router_logits=False"):
+        exact_auto.loss(model, lambda m, b: m(b, labels=b).loss, torch.randint(0, 11, (4, 4)))
+
+
+class Experts(nn.Module):
+    """Top-1 routing in one of three styles."""
+
+    def __init__(self, style: str, d: int = 4, count: int = 4) -> None:
+        super().__init__()
+        self.style = style
+        self.router = nn.Linear(d, count)
+        self.experts = nn.ModuleList([nn.Sequential(nn.Linear(d, d), nn.Tanh(), nn.Linear(d, d)) for _ in range(count)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        weights, chosen = self.router(rows).softmax(-1).max(-1)
+        if self.style == "masks":
+            out = torch.zeros_like(rows)
+            for e, expert in enumerate(self.experts):
+                mask = chosen == e
+                if mask.any():
+                    out[mask] = expert(rows[mask]) * weights[mask][:, None]
+        elif self.style == "index_add":
+            out = torch.zeros_like(rows)
+            for e, expert in enumerate(self.experts):
+                (places,) = torch.where(chosen == e)
+                if len(places):
+                    out = out.index_add(0, places, expert(rows[places]) * weights[places, None])
+        else:
+            out = torch.stack([expert(rows) for expert in self.experts], 1)
+            out = (out * F.one_hot(chosen, len(self.experts))[..., None]).sum(1) * weights[:, None]
+        return out.view(x.shape)
+
+
+@pytest.mark.parametrize(("B", "T"), [(3, 5), (4, 4), (1, 3), (2, 1)])
+@pytest.mark.parametrize("style", ["masks", "index_add", "dense"])
+def test_experts_as_people_write_them(exact: Any, style: str, B: int, T: int) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.experts, self.head = nn.Linear(4, 4), Experts(style), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.head(x + self.experts(x))
+
+    exact(Net(), torch.randn(B, T, 4))
