@@ -104,6 +104,7 @@ def _table() -> dict[Callable[..., Any], Follower]:
 
 
 _FOLLOWERS = _table()
+_BY_LENGTHS = frozenset([torch._pack_padded_sequence, torch._pad_packed_sequence])
 _BY_NUMBER = frozenset(methods("index_add index_add_ index_copy index_copy_ index_select".split(), *_OWNERS))
 VIEW_GETTERS: dict[Callable[..., Any], Callable[..., Any]] = {
     Tensor.T.__get__: Tensor.t,  # type: ignore[attr-defined]
@@ -133,6 +134,8 @@ def follow(
     elif function in _BY_NUMBER:  # the numbers only say which rows
         numbers = kwargs.get("index", args[2] if len(args) > 2 else None)
         sources = [source for source in sources if source is not numbers] or sources
+    elif function in _BY_LENGTHS:
+        sources = [source for source in sources if source is not args[1]] or sources
     args, again = _apart(args)
     found: Mark | None = None
     lost: Mark | None = None

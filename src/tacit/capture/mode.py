@@ -31,6 +31,7 @@ _STATISTICS = {
 }
 _NATIVE_STATISTICS = ("input", "weight", "bias", "running_mean", "running_var", "training")
 _READS_NOTHING = frozenset([Tensor.size, Tensor.dim, Tensor.detach, Tensor.numel, Tensor.stride])
+_FACTORIES = frozenset([torch.zeros, torch.ones, torch.empty, torch.arange, torch.rand, torch.randn])
 _FORM_ONLY = frozenset([Tensor.expand_as, Tensor.view_as, Tensor.reshape_as, Tensor.type_as, Tensor.to])
 _NOT_IN_PLACE = ("__invert__", "__index__", "__int__", "__iter__")
 
@@ -71,6 +72,8 @@ class Capture(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func in _FACTORIES:  # the batch may say how large, at most
+            return func(*args, **kwargs)
         if self.apart:
             if self.apart != "off":
                 self._look_on(func, args, kwargs)
