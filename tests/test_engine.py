@@ -12,8 +12,17 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset,
 
 from tacit import BatchMemoryManager, PrivacyEngine, PrivacyError
 from tacit.accounting import epsilon
-from tacit.errors import ConfigurationError, LeakError, MixingError, NoRuleError, SamplingError, SecondBackwardError
+from tacit.errors import (
+    ConfigurationError,
+    CoupledLossWarning,
+    LeakError,
+    MixingError,
+    NoRuleError,
+    SamplingError,
+    SecondBackwardError,
+)
 from tacit.optimizer import PrivateOptimizer
+from tacit.testing import check_exactness
 
 RECORDS, FEATURES, CLASSES = 24, 5, 3
 
@@ -751,13 +760,35 @@ class TestLossesInsideTheModel:
         def forward(self, x, y):
             return nn.functional.cross_entropy(self.layer(x).transpose(1, 2), y, **self.settings)
 
-    def test_token_means_over_different_lengths(self):
+    @pytest.mark.parametrize("mode", ["auto", "hooks", "ghost"])
+    @pytest.mark.parametrize("settings", [{}, {"ignore_index": 0}, {"label_smoothing": 0.1}])
+    def test_token_means_over_different_lengths_are_taken_per_sample(self, mode, settings):
+        torch.manual_seed(0)
+        x, y = torch.randn(4, 3, FEATURES).double(), torch.randint(1, CLASSES, (4, 3))
+        model = self.Net(**settings).double()
+        check_exactness(model, lambda m, b: m(*b), (x, y), grad_sample_mode=mode)  # nothing to say
+        y[1, 2] = y[2, 0] = settings.get("ignore_index", -100)
+        with pytest.warns(CoupledLossWarning, match="between 2 and 3.*own mean instead"):
+            check_exactness(model, lambda m, b: m(*b), (x, y), grad_sample_mode=mode)
+
+    def test_a_sample_without_tokens_contributes_nothing(self):
         _, model, *_ = make_private(make_parts(model=self.Net()))
-        x, y = torch.randn(4, 3, FEATURES), torch.randint(0, CLASSES, (4, 3))
-        model(x, y)
-        y[1, 2] = -100
-        with pytest.raises(MixingError, match="between 2 and 3"):
-            model(x, y)
+        x, y = torch.randn(2, 3, FEATURES), torch.randint(0, CLASSES, (2, 3))
+        y[0] = -100
+        with pytest.warns(CoupledLossWarning, match="between 0 and 3"):
+            loss = model(x, y)
+        expected = nn.functional.cross_entropy(x[1] @ model.layer.weight.T + model.layer.bias, y[1]) / 2
+        assert loss.item() == pytest.approx(expected.item())
+
+    def test_the_number_of_tokens_of_the_whole_batch(self):
+        class Net(self.Net):
+            def forward(self, x, y, num_items_in_batch=None):
+                return super().forward(x, y)
+
+        _, model, *_ = make_private(make_parts(model=Net()))
+        x, y = torch.randn(2, 3, FEATURES), torch.randint(0, CLASSES, (2, 3))
+        with pytest.raises(MixingError, match="num_items_in_batch.*Leave it out"):
+            model(x, y, num_items_in_batch=6)
 
     def test_class_weights(self):
         _, model, *_ = make_private(make_parts(model=self.Net(weight=torch.ones(CLASSES))))

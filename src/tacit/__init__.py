@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tacit.engine import PrivacyEngine
-    from tacit.errors import FallbackWarning, PrivacyError, TacitError
+    from tacit.errors import CoupledLossWarning, FallbackWarning, PrivacyError, TacitError
     from tacit.rules import register_rule, visible
     from tacit.sampling import BatchMemoryManager
 
@@ -22,6 +22,7 @@ _HOMES = {
     "BatchMemoryManager": "tacit.sampling",
     "TacitError": "tacit.errors",
     "PrivacyError": "tacit.errors",
+    "CoupledLossWarning": "tacit.errors",
     "FallbackWarning": "tacit.errors",
     "register_rule": "tacit.rules",
     "visible": "tacit.rules",
@@ -29,6 +30,7 @@ _HOMES = {
 
 __all__ = [
     "BatchMemoryManager",
+    "CoupledLossWarning",
     "FallbackWarning",
     "PrivacyEngine",
     "PrivacyError",

@@ -53,5 +53,9 @@ class CheckpointError(TacitError):
     """A checkpoint is torn, foreign, or does not belong to this model or optimizer."""
 
 
+class CoupledLossWarning(UserWarning):
+    """A model's own loss is computed per sample, since its mean over the batch would couple the samples."""
+
+
 class FallbackWarning(UserWarning):
     """A module has no rule and runs on a copy of its parameters for each sample: exact, but slower."""

@@ -58,7 +58,7 @@ def test_layers_on_packed_data_itself(exact: Any, layer: Any) -> None:
         def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
             packed = pack_padded_sequence(ids[..., None].double(), lengths, batch_first=True, enforce_sorted=False)
             rows = self.embedding(packed.data.long().squeeze(-1)).tanh()
-            out, last = self.rnn(packed._replace(data=rows))
+            out, _ = self.rnn(packed._replace(data=rows))
             out = out._replace(data=self.head(out.data))
             return pad_packed_sequence(out, batch_first=True, total_length=ids.shape[1])[0].sum(1)
 

@@ -16,7 +16,7 @@ from tacit.capture.derived import is_derived, note_derived, unseen_error
 from tacit.capture.follow import VIEW_GETTERS, follow, moves_rows
 from tacit.capture.frames import in_autograd_function
 from tacit.capture.indexing import follow_index
-from tacit.capture.losses import COUPLING, refuse_coupled_mean
+from tacit.capture.losses import COUPLING, uncoupled_mean
 from tacit.capture.marks import Mark, clear_mark, mark_of, set_mark, tensors_in
 from tacit.capture.views import embed_once, note_view
 from tacit.errors import LayoutError, MixingError, NoRuleError, PrivacyError
@@ -89,10 +89,18 @@ class Capture(TorchFunctionMode):
             args, marked = _chosen(args, marked)
         if not marked:
             return self._unmarked_call(func, args, kwargs, trainable) if trainable else func(*args, **kwargs)
+        return self._call_on_batch(func, args, kwargs, marked, trainable)
+
+    def _call_on_batch(
+        self, func: Callable[..., Any], args: Any, kwargs: Any, marked: list[Tensor], trainable: list[Tensor]
+    ) -> Any:
         if func in _BATCH_NORMS or func in _INSTANCE_NORMS:
             self._refuse_statistics(func, args, kwargs)
-        if func in COUPLING:
-            refuse_coupled_mean(func, args, kwargs, self._describe_module())
+        if func in COUPLING and not trainable:
+            mean = uncoupled_mean(func, args, kwargs, self._describe_module())
+            if mean is not None:
+                set_mark(mean, Mark(None, lost=func.__name__, reduced=True))
+                return mean
         if (trainable and torch.is_grad_enabled()) or (is_always_rewritten(func) and self.frame is not None):
             try:
                 out = self._contact(func, args, kwargs, trainable)

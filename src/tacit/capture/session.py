@@ -13,6 +13,7 @@ from tacit.capture.entrance import Entrance
 from tacit.capture.gates import make_carrier, tie
 from tacit.capture.guard import LeakGuard
 from tacit.capture.inputs import batch_size, empty_outputs, one_sample, refuse_mixed_outputs, size_of
+from tacit.capture.losses import refuse_batch_counts
 from tacit.capture.marks import Mark, clear_mark, map_tensors, mark_of, set_mark, tensors_in
 from tacit.capture.passes import Clip, ClippedSums, Pass, current_task
 from tacit.capture.running import Runner
@@ -121,6 +122,7 @@ class Session:
         return self._outermost(entrance, args, kwargs)
 
     def _outermost(self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        refuse_batch_counts(kwargs, entrance.path)
         tensors = list(tensors_in((args, kwargs)))
         samples = self._samples(entrance, tensors)
         trainable = [name for name, p in self.parameters.items() if p.requires_grad]
