@@ -2,140 +2,29 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
-from tacit.capture.marks import map_tensors, tensors_in
-from tacit.engine import PrivacyEngine
+from tacit.checking.compare import ExactnessReport, compare
+from tacit.checking.private import private_gradients
+from tacit.checking.reference import LossFunction, Reference, single_sample_loop
+from tacit.errors import FallbackWarning
 
-LossFunction = Callable[..., Tensor]
+__all__ = [
+    "ExactnessReport",
+    "LossFunction",
+    "Reference",
+    "check_exactness",
+    "check_rule",
+    "private_gradients",
+    "single_sample_loop",
+]
+
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5}
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """What a loop over single samples finds.
-
-    Attributes:
-        norms: ``(B,)``, float64: gradient norm of each sample.
-        sums: clipped sum by parameter name, float64.
-        max_grad_norm: the bound C that was used.
-    """
-
-    norms: Tensor
-    sums: Mapping[str, Tensor]
-    max_grad_norm: float
-
-
-@dataclass(frozen=True, slots=True)
-class ExactnessReport:
-    """How far the engine is from the loop.
-
-    Attributes:
-        norm_error: largest relative error of a per-sample norm.
-        sum_error: relative l2 error of the clipped sum over all parameters.
-        by_parameter: l2 error of each parameter's clipped sum, relative to the whole sum's norm.
-        reference: what the loop found.
-    """
-
-    norm_error: float
-    sum_error: float
-    by_parameter: Mapping[str, float]
-    reference: Reference
-
-
-def single_sample_loop(
-    model: nn.Module,
-    loss_fn: LossFunction,
-    batch: Any,
-    *,
-    max_grad_norm: float | None = None,
-    batch_dim: int = 0,
-    criterion: Callable[..., Any] | None = None,
-) -> Reference:
-    """Differentiate each sample alone, on a float64 copy of ``model``, and clip.
-
-    Args:
-        model: a plain model in train mode; it is copied. Dropout modules are switched off in the copy.
-        loss_fn: ``loss_fn(model, batch)`` (with a third argument ``criterion`` if that is given) → scalar loss.
-        batch: tensors, or nested containers of tensors, with the batch in ``batch_dim``.
-        max_grad_norm: the bound; by default the median of the norms, so that half of the samples are clipped.
-        batch_dim: the batch dimension of every tensor in ``batch``.
-        criterion: handed on to ``loss_fn``.
-    """
-    model = _without_dropout(copy.deepcopy(model).double())
-    extra = () if criterion is None else (criterion,)
-    samples = next(tensors_in(batch)).shape[batch_dim]
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    rows: list[dict[str, Tensor]] = []
-    for i in range(samples):
-        one = map_tensors(lambda t, i=i: _double(t).narrow(batch_dim, i, 1), batch)  # type: ignore[misc]
-        model.zero_grad()
-        loss_fn(model, one, *extra).backward()
-        rows.append({n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in trainable.items()})
-    norms = torch.stack([torch.stack([g.square().sum() for g in row.values()]).sum().sqrt() for row in rows])
-    bound = float(norms.median()) if max_grad_norm is None else max_grad_norm
-    bound = bound or 1.0
-    sums = {
-        name: sum(
-            (row[name] * min(1.0, bound / max(float(n), 1e-300)) for row, n in zip(rows, norms, strict=True)),
-            torch.zeros_like(p),
-        )
-        for name, p in trainable.items()
-    }
-    return Reference(norms, sums, bound)
-
-
-def private_gradients(
-    model: nn.Module,
-    loss_fn: LossFunction,
-    batch: Any,
-    *,
-    max_grad_norm: float,
-    grad_sample_mode: str = "auto",
-    loss_reduction: str = "mean",
-    batch_first: bool = True,
-    criterion: Callable[..., Any] | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Run one private backward on a copy of ``model``, without noise and without a release.
-
-    Returns:
-        Per-sample norms ``(B,)``, and the clipped sum by parameter name.
-    """
-    model = _without_dropout(copy.deepcopy(model))
-    samples = next(tensors_in(batch)).shape[0 if batch_first else 1]
-    loader = DataLoader(TensorDataset(torch.arange(max(samples, 1))), batch_size=max(samples, 1))
-    engine = PrivacyEngine()
-    ghost = grad_sample_mode == "ghost"
-    made = engine.make_private(
-        module=model,
-        optimizer=torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0),
-        data_loader=loader,
-        noise_multiplier=0.0,
-        max_grad_norm=max_grad_norm,
-        grad_sample_mode=grad_sample_mode,
-        loss_reduction=loss_reduction,
-        batch_first=batch_first,
-        criterion=criterion if ghost else None,
-    )
-    extra = () if criterion is None else (made[3] if ghost else criterion,)
-    loss_fn(model, batch, *extra).backward()
-    stats = engine.stats
-    norms = torch.zeros(0, dtype=torch.float64) if stats is None else stats.norms
-    sums = {
-        name: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()
-        for name, p in model.named_parameters()
-        if p.requires_grad
-    }
-    engine.detach()
-    return norms, sums
 
 
 def check_exactness(
@@ -184,7 +73,7 @@ def check_exactness(
         batch_first=batch_first,
         criterion=criterion,
     )
-    report = _compare(reference, norms, sums)
+    report = compare(reference, norms, sums)
     precision = max((p.dtype for p in model.parameters()), key=lambda t: torch.finfo(t).eps)
     limit = TOLERANCES.get(precision, 2e-2) if tolerance is None else tolerance
     if not (report.norm_error <= limit and report.sum_error <= limit):
@@ -196,24 +85,65 @@ def check_exactness(
     return report
 
 
-def _compare(reference: Reference, norms: Tensor, sums: Mapping[str, Tensor]) -> ExactnessReport:
-    if norms.shape != reference.norms.shape:
-        raise AssertionError(f"the engine saw {len(norms)} samples, the batch has {len(reference.norms)}")
-    scale = max(float(reference.norms.max()), 1e-300)
-    norm_error = float(((norms - reference.norms).abs() / reference.norms.clamp(min=1e-12 * scale)).max())
-    errors = {name: float((sums[name].double() - g).norm()) for name, g in reference.sums.items()}
-    whole = max(float(torch.stack([g.norm() for g in reference.sums.values()]).norm()), 1e-300)
-    total = float(torch.tensor(list(errors.values()), dtype=torch.float64).norm())
-    by_parameter = {name: error / whole for name, error in errors.items()}
-    return ExactnessReport(norm_error, total / whole, by_parameter, reference)
+class _Op(nn.Module):
+    """A function of the batch and of parameters, as a module."""
+
+    def __init__(self, function: Callable[..., Tensor], parameters: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        for name, value in parameters.items():
+            self.register_parameter(name, nn.Parameter(value.detach().clone()))
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs, **self._parameters)
 
 
-def _double(value: Tensor) -> Tensor:
-    return value.double() if value.is_floating_point() else value
+def check_rule(
+    function: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    parameters: Mapping[str, Tensor],
+    *,
+    modes: Sequence[str] = ("auto", "hooks", "ghost"),
+    batch_first: bool = True,
+    tolerance: float | None = None,
+) -> list[ExactnessReport]:
+    """Hold a rule to the loop over single samples, in float64 and in every mode.
 
+    Try sizes that differ and sizes that coincide, a batch of one, and parameters that are views.
 
-def _without_dropout(model: nn.Module) -> nn.Module:
-    for module in model.modules():
-        if isinstance(module, _DROPOUTS):
-            module.eval()
-    return model
+    Args:
+        function: called as ``function(*inputs, **parameters)``; returns one tensor with the batch where the inputs have
+            it.
+        inputs: tensors with the batch in dimension 0 (1 if not ``batch_first``).
+        parameters: what it trains, by the names under which it takes them.
+        modes: the ``grad_sample_mode``s to try.
+        batch_first: where the batch is.
+        tolerance: as for :func:`check_exactness`.
+
+    Returns:
+        The errors, one report for each mode.
+
+    Raises:
+        AssertionError: gradients differ, or the function has no rule and runs apart.
+    """
+    model, dim = _Op(function, parameters).double(), 0 if batch_first else 1
+    batch = tuple(value.double() if value.is_floating_point() else value for value in inputs)
+    with torch.no_grad():
+        weights = torch.rand_like(model(*batch)) + 0.5
+    reports = []
+    for mode in modes:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FallbackWarning)
+            try:
+                report = check_exactness(
+                    model,
+                    lambda m, b: (m(*b[:-1]) * b[-1]).square().transpose(0, dim).flatten(1).sum(1).mean(),
+                    (*batch, weights),
+                    grad_sample_mode=mode,
+                    batch_first=batch_first,
+                    tolerance=tolerance,
+                )
+            except FallbackWarning as missing:
+                raise AssertionError(f"there is no rule: {missing}") from missing
+        reports.append(report)
+    return reports

@@ -1,0 +1,86 @@
+"""What a plain loop over single samples finds."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tacit.capture.marks import map_tensors, tensors_in
+
+LossFunction = Callable[..., Tensor]
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What a loop over single samples finds.
+
+    Attributes:
+        norms: ``(B,)``, float64: gradient norm of each sample.
+        sums: clipped sum by parameter name, float64.
+        max_grad_norm: the bound C that was used.
+    """
+
+    norms: Tensor
+    sums: Mapping[str, Tensor]
+    max_grad_norm: float
+
+
+def single_sample_loop(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batch: Any,
+    *,
+    max_grad_norm: float | None = None,
+    batch_dim: int = 0,
+    criterion: Callable[..., Any] | None = None,
+) -> Reference:
+    """Differentiate each sample alone, on a float64 copy of ``model``, and clip.
+
+    Args:
+        model: a plain model in train mode; it is copied. Dropout modules are switched off in the copy.
+        loss_fn: ``loss_fn(model, batch)`` (with a third argument ``criterion`` if that is given) → scalar loss.
+        batch: tensors, or nested containers of tensors, with the batch in ``batch_dim``.
+        max_grad_norm: the bound; by default the median of the norms, so that half of the samples are clipped.
+        batch_dim: the batch dimension of every tensor in ``batch``.
+        criterion: handed on to ``loss_fn``.
+    """
+    model = without_dropout(copy.deepcopy(model).double())
+    extra = () if criterion is None else (criterion,)
+    samples = next(tensors_in(batch)).shape[batch_dim]
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    rows: list[dict[str, Tensor]] = []
+    for i in range(samples):
+        one = map_tensors(lambda t, i=i: double(t).narrow(batch_dim, i, 1), batch)  # type: ignore[misc]
+        model.zero_grad()
+        loss_fn(model, one, *extra).backward()
+        rows.append({n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in trainable.items()})
+    norms = torch.stack([torch.stack([g.square().sum() for g in row.values()]).sum().sqrt() for row in rows])
+    bound = float(norms.median()) if max_grad_norm is None else max_grad_norm
+    bound = bound or 1.0
+    sums = {
+        name: sum(
+            (row[name] * min(1.0, bound / max(float(n), 1e-300)) for row, n in zip(rows, norms, strict=True)),
+            torch.zeros_like(p),
+        )
+        for name, p in trainable.items()
+    }
+    return Reference(norms, sums, bound)
+
+
+def double(value: Tensor) -> Tensor:
+    """Return a floating-point tensor in float64, others as they are."""
+    return value.double() if value.is_floating_point() else value
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    """Switch dropout modules off, in place."""
+    for module in model.modules():
+        if isinstance(module, _DROPOUTS):
+            module.eval()
+    return model
