@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from tacit import checkpoint
 from tacit.accounting import (
-    Accountant,
     calibrate,
     create_accountant,
 )
 from tacit.attachment import Attachment, Settings
-from tacit.capture import check_index
+from tacit.checking.check import check_model
+from tacit.checking.reference import LossFunction
 from tacit.errors import ConfigurationError
 from tacit.optimizer import PrivateOptimizer
-from tacit.plan import PrivacyPlan, check_number
+from tacit.plan import PrivacyPlan
 from tacit.planning import last_epoch, planned_history, planned_steps, sampling_of
-from tacit.stats import ClipStats
+from tacit.private_run import PrivateRun
 from tacit.validation import check_attachable
 
 MODES = {"auto": "auto", "hooks": "hooks", "ew": "hooks", "ghost": "ghost", "functorch": "functorch"}
 
 
-class PrivacyEngine:
+class PrivacyEngine(PrivateRun):
     """Trains one model with differential privacy.
 
     Args:
@@ -48,8 +47,7 @@ class PrivacyEngine:
                 "secure_mode=True: noise from a cryptographic generator is not there yet. With secure_mode=False the "
                 "noise comes from torch's generator, its whole state filled from the operating system's entropy."
             )
-        self.accountant: Accountant = create_accountant(accountant)
-        self._attachment: Attachment | None = None
+        super().__init__(create_accountant(accountant))
 
     def make_private(
         self,
@@ -67,6 +65,7 @@ class PrivacyEngine:
         grad_sample_mode: str = "auto",
         noise_generator: torch.Generator | None = None,
         sample_index: str | int | None = None,
+        check: tuple[Any, LossFunction] | None = None,
     ) -> tuple[Any, ...]:
         """Make training private.
 
@@ -90,6 +89,7 @@ class PrivacyEngine:
             noise_generator: makes the noise reproducible, for tests.
             sample_index: the field of each batch (key, or place in a tuple) that says to which unit of privacy each row
                 belongs, if the loader's collate_fn makes several rows of one item; see :meth:`samples`.
+            check: ``(batch, loss_fn)``: look at model and loss before anything is touched; see :meth:`check`.
 
         Returns:
             ``(model, optimizer, data_loader)``; with ``"ghost"`` also the criterion, fourth.
@@ -102,6 +102,7 @@ class PrivacyEngine:
         plan = PrivacyPlan(noise_multiplier, max_grad_norm, clipping, loss_reduction, sampling)
         self._check(module, optimizer, grad_sample_mode, criterion)
         settings = Settings(MODES.get(grad_sample_mode, ""), batch_first, noise_generator, sample_index)
+        _check_first(module, check, plan.loss_reduction, settings, criterion)
         return self._attach(module, optimizer, data_loader, plan, criterion, settings)
 
     def make_private_with_epsilon(
@@ -123,6 +124,7 @@ class PrivacyEngine:
         grad_sample_mode: str = "auto",
         noise_generator: torch.Generator | None = None,
         sample_index: str | int | None = None,
+        check: tuple[Any, LossFunction] | None = None,
     ) -> tuple[Any, ...]:
         """Make training private with the least noise for which the planned run ends at or below ``target_epsilon``.
 
@@ -140,6 +142,8 @@ class PrivacyEngine:
         # Everything else is checked before the calibration, which takes a second.
         draft = PrivacyPlan(1.0, max_grad_norm, clipping, loss_reduction, sampling)
         self._check(module, optimizer, grad_sample_mode, criterion)
+        settings = Settings(MODES[grad_sample_mode], batch_first, noise_generator, sample_index)
+        _check_first(module, check, loss_reduction, settings, criterion)
         planned = planned_steps(sampling, epochs, steps)
         if 1.0 / sampling.records <= target_delta < 1.0:
             warnings.warn(
@@ -151,7 +155,6 @@ class PrivacyEngine:
         history = planned_history(self.accountant.history, sampling, planned)
         noise = calibrate(history, target_epsilon, target_delta, self.accountant.mechanism())
         plan = PrivacyPlan(noise, draft.max_grad_norm, clipping, loss_reduction, sampling)
-        settings = Settings(MODES[grad_sample_mode], batch_first, noise_generator, sample_index)
         made = self._attach(module, optimizer, data_loader, plan, criterion, settings)
         self._attached.planned_steps = self.accountant.steps + planned
         return made
@@ -194,88 +197,6 @@ class PrivacyEngine:
             self._attachment.detach()
             self._attachment = None
 
-    @property
-    def _attached(self) -> Attachment:
-        if self._attachment is None:
-            raise ConfigurationError("this engine has no private model: call make_private() first.")
-        return self._attachment
-
-    @contextmanager
-    def synthetic(self) -> Iterator[None]:
-        """Say that the forwards in this block see rows that are no records, such as a generator's samples.
-
-        They are clipped like any others, but are not counted against the records that the loader handed out: a critic
-        may differentiate a real and a generated batch in one step. Records, or anything computed from them, must
-        not pass here.
-        """
-        session = self._attached.session
-        session.synthetic = True
-        try:
-            yield
-        finally:
-            session.synthetic = False
-
-    @contextmanager
-    def samples(self, index: Tensor) -> Iterator[None]:
-        """Say which rows of the batch are one unit of privacy, for the forwards in this block.
-
-        Rows with the same number are clipped together: the augmentations of one image, the pieces of one document, all
-        rows of one user. A unit's gradient is that of the loss of a batch that holds this unit alone.
-
-        Args:
-            index: ``(R,)``, integers: the unit of each row.
-
-        Raises:
-            ConfigurationError: ``index`` is no vector of integers; and in a forward, if it does not fit the batch.
-            PrivacyError: in a forward, if units are not the items that the loader drew.
-        """
-        check_index(index)
-        session = self._attached.session
-        before, session.index = session.index, index
-        try:
-            yield
-        finally:
-            session.index = before
-
-    def get_epsilon(self, delta: float) -> float:
-        """Return the ε at ``delta`` of all that was released so far (0 if nothing was). Takes about 0.02 s."""
-        return self.accountant.get_epsilon(delta)
-
-    @property
-    def plan(self) -> PrivacyPlan:
-        """What decides ε in the present run."""
-        return self._attached.plan
-
-    @property
-    def noise_multiplier(self) -> float:
-        """The noise multiplier of coming steps. It may be set between steps, for a schedule; each is recorded."""
-        return self.plan.noise_multiplier
-
-    @noise_multiplier.setter
-    def noise_multiplier(self, value: float) -> None:
-        check_number("noise_multiplier", value, zero=True)
-        self._attached.change(noise_multiplier=value)
-
-    @property
-    def max_grad_norm(self) -> float:
-        """The clipping bound of coming backwards. It may be set between steps; the noise follows it."""
-        return self.plan.max_grad_norm
-
-    @max_grad_norm.setter
-    def max_grad_norm(self, value: float) -> None:
-        check_number("max_grad_norm", value, zero=False)
-        self._attached.change(max_grad_norm=value)
-
-    @property
-    def stats(self) -> ClipStats | None:
-        """Norms and clipping of the last backward; None before the first. For the trainer's eyes: not private."""
-        return self._attached.stats
-
-    @property
-    def noise_source(self) -> str:
-        """Where the noise comes from, in words."""
-        return self._attached.noise.description
-
     def save_checkpoint(self, path: str | Path, *, module: nn.Module, optimizer: Optimizer) -> None:
         """Save model, inner optimizer, accountant, settings and given generators, all or nothing.
 
@@ -300,3 +221,24 @@ class PrivacyEngine:
         if self._attachment is not None:
             self._attachment.loader.resume(max(last_epoch(self.accountant.history), self._attachment.loader.epoch))
             self._attachment.planned_steps = None
+
+
+def _check_first(
+    module: nn.Module,
+    check: tuple[Any, LossFunction] | None,
+    loss_reduction: str,
+    settings: Settings,
+    criterion: Callable[..., Any] | None,
+) -> None:
+    if check is None:
+        return
+    batch, loss_fn = check
+    check_model(
+        module,
+        loss_fn,
+        batch,
+        grad_sample_mode=settings.mode,
+        loss_reduction=loss_reduction,
+        batch_first=settings.batch_first,
+        criterion=criterion,
+    ).raise_if_bad()

@@ -1,0 +1,137 @@
+"""What an engine offers while a private run goes on: its numbers, its checks, and what coming forwards see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from tacit.accounting import Accountant
+from tacit.attachment import Attachment
+from tacit.capture import check_index
+from tacit.checking.check import CheckReport, check_model
+from tacit.checking.reference import LossFunction
+from tacit.errors import ConfigurationError
+from tacit.plan import PrivacyPlan, check_number
+from tacit.stats import ClipStats
+
+
+class PrivateRun:
+    """The part of a PrivacyEngine that needs no attaching.
+
+    Attributes:
+        accountant: records every release.
+    """
+
+    def __init__(self, accountant: Accountant) -> None:
+        self.accountant = accountant
+        self._attachment: Attachment | None = None
+
+    @property
+    def _attached(self) -> Attachment:
+        if self._attachment is None:
+            raise ConfigurationError("this engine has no private model: call make_private() first.")
+        return self._attachment
+
+    def check(self, loss_fn: LossFunction, batch: Any, *, criterion: Any = None) -> CheckReport:
+        """Hold the private model and its loss to the loop over single samples, on a few samples and without noise.
+
+        Nothing is released or drawn; the model, its gradients and the random generators stay as they are. Dropout and
+        torch's random functions are switched off meanwhile.
+
+        Args:
+            loss_fn: ``loss_fn(model, batch)`` → the scalar loss, as in training; with ``criterion`` it gets that third.
+            batch: what ``loss_fn`` takes: tensors, or containers of tensors.
+            criterion: the plain loss, where ``loss_fn`` takes one.
+
+        Returns:
+            A report that names what mixes samples: a layer by its path, the loss, a wrong batch dimension or reduction.
+        """
+        attached = self._attached
+        return check_model(
+            attached.module,
+            loss_fn,
+            batch,
+            grad_sample_mode=attached.settings.mode,
+            loss_reduction=attached.plan.loss_reduction,
+            batch_first=attached.settings.batch_first,
+            criterion=criterion,
+        )
+
+    @contextmanager
+    def synthetic(self) -> Iterator[None]:
+        """Say that the forwards in this block see rows that are no records, such as a generator's samples.
+
+        They are clipped like any others, but are not counted against the records that the loader handed out: a critic
+        may differentiate a real and a generated batch in one step. Records, or anything computed from them, must
+        not pass here.
+        """
+        session = self._attached.session
+        session.synthetic = True
+        try:
+            yield
+        finally:
+            session.synthetic = False
+
+    @contextmanager
+    def samples(self, index: Tensor) -> Iterator[None]:
+        """Say which rows of the batch are one unit of privacy, for the forwards in this block.
+
+        Rows with the same number are clipped together: the augmentations of one image, the pieces of one document, all
+        rows of one user. A unit's gradient is that of the loss of a batch that holds this unit alone.
+
+        Args:
+            index: ``(R,)``, integers: the unit of each row.
+
+        Raises:
+            ConfigurationError: ``index`` is no vector of integers; and in a forward, if it does not fit the batch.
+            PrivacyError: in a forward, if units are not the items that the loader drew.
+        """
+        check_index(index)
+        session = self._attached.session
+        before, session.index = session.index, index
+        try:
+            yield
+        finally:
+            session.index = before
+
+    def get_epsilon(self, delta: float) -> float:
+        """Return the ε at ``delta`` of all that was released so far (0 if nothing was). Takes about 0.02 s."""
+        return self.accountant.get_epsilon(delta)
+
+    @property
+    def plan(self) -> PrivacyPlan:
+        """What decides ε in the present run."""
+        return self._attached.plan
+
+    @property
+    def noise_multiplier(self) -> float:
+        """The noise multiplier of coming steps. It may be set between steps, for a schedule; each is recorded."""
+        return self.plan.noise_multiplier
+
+    @noise_multiplier.setter
+    def noise_multiplier(self, value: float) -> None:
+        check_number("noise_multiplier", value, zero=True)
+        self._attached.change(noise_multiplier=value)
+
+    @property
+    def max_grad_norm(self) -> float:
+        """The clipping bound of coming backwards. It may be set between steps; the noise follows it."""
+        return self.plan.max_grad_norm
+
+    @max_grad_norm.setter
+    def max_grad_norm(self, value: float) -> None:
+        check_number("max_grad_norm", value, zero=False)
+        self._attached.change(max_grad_norm=value)
+
+    @property
+    def stats(self) -> ClipStats | None:
+        """Norms and clipping of the last backward; None before the first. For the trainer's eyes: not private."""
+        return self._attached.stats
+
+    @property
+    def noise_source(self) -> str:
+        """Where the noise comes from, in words."""
+        return self._attached.noise.description
