@@ -25,7 +25,7 @@ from tacit.optimizer import PrivateOptimizer
 from tacit.plan import PrivacyPlan
 from tacit.planning import last_epoch, planned_history, planned_steps, sampling_of
 from tacit.private_run import PrivateRun
-from tacit.validation import check_attachable
+from tacit.validation import Conversion, Issue, check_attachable, compatible, find_issues, loader_issues, raise_all
 
 MODES = {"auto": "auto", "hooks": "hooks", "ew": "hooks", "ghost": "ghost", "functorch": "functorch"}
 
@@ -158,6 +158,53 @@ class PrivacyEngine(PrivateRun):
         made = self._attach(module, optimizer, data_loader, plan, criterion, settings)
         self._attached.planned_steps = self.accountant.steps + planned
         return made
+
+    @staticmethod
+    def validate(
+        *,
+        module: nn.Module,
+        optimizer: Optimizer | None = None,
+        data_loader: DataLoader[Any] | None = None,
+        strict: bool = False,
+    ) -> list[Issue]:
+        """List everything that make_private would refuse, at once, without running the model.
+
+        Args:
+            module: the model.
+            optimizer: its optimizer, to look at that, too.
+            data_loader: the loader, to look at that, too.
+            strict: raise one error with all of it instead.
+
+        Returns:
+            The issues, each with the path of its module; empty if there are none.
+        """
+        issues = find_issues(module, optimizer)
+        if data_loader is not None:
+            issues += loader_issues(lambda: sampling_of(data_loader, poisson=True))
+        if strict:
+            raise_all(issues)
+        return issues
+
+    @classmethod
+    def is_compatible(
+        cls,
+        *,
+        module: nn.Module,
+        optimizer: Optimizer | None = None,
+        data_loader: DataLoader[Any] | None = None,
+    ) -> bool:
+        """Whether :meth:`validate` finds nothing."""
+        return not cls.validate(module=module, optimizer=optimizer, data_loader=data_loader)
+
+    @staticmethod
+    def get_compatible_module(module: nn.Module, *, batch_norm: str = "group") -> Conversion:
+        """Return ``(module, changes)``: a copy without batch normalization, and what was changed in it.
+
+        Args:
+            module: the model; it is left as it is. Attention and recurrent layers are kept: they need no replacement.
+            batch_norm: ``"group"``, ``"frozen"`` (running statistics from public data) or ``"instance"``.
+        """
+        return compatible(module, batch_norm=batch_norm)
 
     def _check(self, module: nn.Module, optimizer: Optimizer, mode: str, criterion: Callable[..., Any] | None) -> None:
         if self._attachment is not None:

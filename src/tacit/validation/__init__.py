@@ -1,5 +1,17 @@
-"""Static checks before a model is made private."""
+"""Static checks before a model is made private, and a compatible copy of it."""
 
 from tacit.validation.attachable import check_attachable
+from tacit.validation.convert import Change, Conversion, FrozenBatchNorm, compatible
+from tacit.validation.issues import Issue, find_issues, loader_issues, raise_all
 
-__all__ = ["check_attachable"]
+__all__ = [
+    "Change",
+    "Conversion",
+    "FrozenBatchNorm",
+    "Issue",
+    "check_attachable",
+    "compatible",
+    "find_issues",
+    "loader_issues",
+    "raise_all",
+]
