@@ -59,6 +59,7 @@ class Session:
         others = {name: p for name, p in module.named_parameters() if name not in self.parameters}
         self._runner = Runner(Names(dict(self.parameters), dict(others)), self._state_at, apart=apart)
         self._patterns: dict[Entrance, tuple[Pass, Patterns]] = {}
+        self._nested: dict[Entrance, tuple[Pass, int]] = {}
         self._at_hand = at_hand
         self._addresses: dict[int, str] | None = None
         self.synthetic = False
@@ -109,6 +110,8 @@ class Session:
         if frame is not None:
             if frame.recomputed_in is None:
                 self._remember(entrance, frame.run, args, kwargs)
+            else:  # a checkpoint within a checkpoint will run it once more, in a backward within this one
+                self._nested[entrance] = frame.run, frame.recomputed_in
             return self._runner.run(entrance, args, kwargs)
         if torch.compiler.is_compiling():
             raise NotImplementedError("torch.compile is not supported yet: call the original model.")
@@ -243,7 +246,8 @@ class Session:
             if mark is not None:
                 set_mark(value, mark)
         anchor = torch.zeros((), device=self._device, requires_grad=True)
-        return self._runner.once(Frame(run, anchor, current_task()), entrance, args, kwargs)
+        outer, task = self._nested.get(entrance, (run, current_task()))
+        return self._runner.once(Frame(run, anchor, task if outer is run else current_task()), entrance, args, kwargs)
 
     # The end of a pass
 
@@ -256,6 +260,7 @@ class Session:
                 "hand (split it with BatchMemoryManager), or call backward() after each forward."
             )
         self._clipped_task = task
+        self._nested.clear()
         if self._current is not None and self._current[0] is run:
             self._current = None
         clipped = self._clip(run, uses)

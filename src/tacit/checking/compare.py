@@ -17,8 +17,9 @@ class ExactnessReport:
 
     Attributes:
         norm_error: largest relative error of a per-sample norm.
-        sum_error: relative l2 error of the clipped sum over all parameters.
-        by_parameter: l2 error of each parameter's clipped sum, relative to the whole sum's norm.
+        sum_error: l2 error of the clipped sum over all parameters, relative to its norm or, if it is larger, to that of
+            the largest clipped sample.
+        by_parameter: l2 error of each parameter's clipped sum, relative to the same.
         reference: what the loop found.
     """
 
@@ -39,7 +40,9 @@ def compare(reference: Reference, norms: Tensor, sums: Mapping[str, Tensor]) -> 
     scale = max(float(reference.norms.max()), 1e-300)
     norm_error = float(((norms - reference.norms).abs() / reference.norms.clamp(min=1e-12 * scale)).max())
     errors = {name: float((sums[name].double() - g).norm()) for name, g in reference.sums.items()}
-    whole = max(float(torch.stack([g.norm() for g in reference.sums.values()]).norm()), 1e-300)
+    # The samples of a sum may cancel; it is then compared with the largest of them.
+    largest = float(reference.norms.max().clamp(max=reference.max_grad_norm))
+    whole = max(float(torch.stack([g.norm() for g in reference.sums.values()]).norm()), largest, 1e-300)
     total = float(torch.tensor(list(errors.values()), dtype=torch.float64).norm())
     by_parameter = {name: error / whole for name, error in errors.items()}
     return ExactnessReport(norm_error, total / whole, by_parameter, reference)

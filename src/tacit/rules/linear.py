@@ -33,7 +33,7 @@ class LinearFunction(torch.autograd.Function):
         # Under autocast the product ran in y's type: keep what it read, not what it was given.
         ctx.save_for_backward(SENTINEL, x.to(y.dtype), weight.to(y.dtype))
         ctx.settings = flipped, layout, weight_slot, bias_slot, x.dtype
-        return y
+        return y.detach()  # with three dimensions and a bias, y is a view, which no in-place call may follow
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,0 +1,94 @@
+"""Random models, held to the loop over single samples, and to the bound under attack."""
+
+import copy
+
+import pytest
+import torch
+from generator import Program, build, programs
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+
+from tacit.capture.marks import map_tensors
+from tacit.testing import check_exactness, private_gradients
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::tacit.errors.FallbackWarning"),
+    pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad"),
+]
+MODES = ("auto", "hooks", "ghost")
+SHARDS = 4
+EVERY_TIME = settings(
+    max_examples=125,
+    derandomize=False,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
+BOUND = 0.5
+
+
+def check(program: Program, mode: str, dtype: torch.dtype, tolerance: float) -> None:
+    case = build(program, dtype)
+    check_exactness(
+        case.model,
+        case.loss_fn,
+        case.batch,
+        grad_sample_mode=mode,
+        loss_reduction=program.reduction,
+        criterion=case.criterion,
+        tolerance=tolerance,
+    )
+
+
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_random_models_equal_the_loop(shard: int) -> None:
+    @seed(shard)
+    @EVERY_TIME
+    @given(program=programs(), mode=st.sampled_from(MODES))
+    def exact(program: Program, mode: str) -> None:
+        check(program, mode, torch.float64, 1e-9)
+
+    exact()
+
+
+ATTACKS = ("scaled", "nan", "infinite", "outlier target")
+
+
+def attacked(value: torch.Tensor, attack: str, *, target: bool) -> torch.Tensor:
+    """The batch with its last sample made as harmful as can be."""
+    value = value.clone()
+    if not value.is_floating_point() or (attack == "outlier target") != target:
+        return value
+    factor = {"scaled": 1e6, "nan": float("nan"), "infinite": float("inf"), "outlier target": 1e6}[attack]
+    value[-1] = value[-1] * factor + (factor if target else 0)
+    return value
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_no_sample_moves_the_clipped_sum_by_more_than_the_bound(dtype: torch.dtype) -> None:
+    @seed(7)
+    @EVERY_TIME
+    @given(program=programs(), mode=st.sampled_from(MODES), attack=st.sampled_from(ATTACKS))
+    def bounded(program: Program, mode: str, attack: str) -> None:
+        if program.B < 2:
+            return
+        case = build(program, dtype)
+        last = len(case.batch) - 1
+        whole = tuple(attacked(value, attack, target=i == last) for i, value in enumerate(case.batch))
+        less = map_tensors(lambda value: value[:-1], whole)
+        sums = [
+            private_gradients(
+                copy.deepcopy(case.model),
+                case.loss_fn,
+                batch,
+                max_grad_norm=BOUND,
+                grad_sample_mode=mode,
+                loss_reduction=program.reduction,
+                criterion=case.criterion,
+            )[1]
+            for batch in (whole, less)
+        ]
+        moved = torch.cat([(sums[0][name] - sums[1][name]).double().flatten() for name in sums[0]]).norm()
+        assert float(moved) <= BOUND * (1 + 1e-5)
+
+    bounded()
