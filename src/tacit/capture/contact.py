@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tacit.capture.derived import DerivedSlot, ReshapedSlot, RowsSlot, StackSlot, ViewSlot, leaves_of
+from tacit.capture.derived import DerivedSlot, ReshapedSlot, RowsSlot, StackSlot, ViewSlot, leaves_of, was_made
 from tacit.capture.marks import Mark, mark_of, set_mark
 from tacit.capture.passes import Pass
 from tacit.capture.views import before_expansion, reshaped_source, rows_source, stack_source, transposed_source
@@ -95,7 +95,7 @@ class CaptureContact(Contact):
             name = self._names.private.get(id(value))
             if name is not None:
                 return LeafSlot(self._frame, name)
-            if id(value) in self._names.others:
+            if id(value) in self._names.others or was_made(value):
                 return None
             raise PrivacyError(
                 f"{self.where()} uses a trainable tensor of shape {tuple(value.shape)} that was not a parameter of the "

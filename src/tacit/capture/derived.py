@@ -17,6 +17,7 @@ from tacit.rules import Slot
 from tacit.uses import Dense, Outer, Routed, Use
 
 _DERIVED = "_tacit_derived"
+_MADE = "_tacit_made"
 _OWN_NODES = ("CarrierBackward", "TieBackward")
 _CHUNK_BYTES = 2**27
 
@@ -25,6 +26,16 @@ def note_derived(value: Tensor) -> None:
     """Remember that a tensor was seen to be computed from parameters and constants."""
     if value.requires_grad:
         setattr(value, _DERIVED, True)
+
+
+def note_made(value: Tensor) -> Tensor:
+    """Remember that a tensor was made within a forward: if it wants a gradient, nobody will step it."""
+    setattr(value, _MADE, True)
+    return value
+
+
+def was_made(value: Tensor) -> bool:
+    return getattr(value, _MADE, False)
 
 
 def is_derived(value: Tensor) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from tacit.capture.contact import CaptureContact, Frame, Names
-from tacit.capture.derived import is_derived, note_derived, unseen_error
+from tacit.capture.derived import is_derived, note_derived, note_made, unseen_error
 from tacit.capture.follow import VIEW_GETTERS, follow, moves_rows
 from tacit.capture.frames import in_autograd_function
 from tacit.capture.indexing import follow_index
@@ -73,7 +73,7 @@ class Capture(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func in _FACTORIES:  # the batch may say how large, at most
-            return func(*args, **kwargs)
+            return note_made(func(*args, **kwargs))
         if self.apart:
             if self.apart != "off":
                 self._look_on(func, args, kwargs)
