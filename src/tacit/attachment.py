@@ -16,6 +16,7 @@ from tacit.accounting import Accountant
 from tacit.capture import Pass, Session, read_field
 from tacit.criterion import PrivateCriterion
 from tacit.errors import PrivacyError, SamplingError
+from tacit.first_step import FirstStep, Witness
 from tacit.ghost import GhostClipper
 from tacit.mechanisms import NoiseSource
 from tacit.optimizer import PrivateOptimizer
@@ -71,6 +72,7 @@ class Attachment:
         self._accountant = accountant
         self._warned: set[str] = set()
         self.planned_steps: int | None = None
+        self.first_step: FirstStep | None = None
         clipper = Clipper(lambda: self.plan, self, keep_dense=settings.mode == "hooks")
         clip = GhostClipper(clipper) if settings.mode == "ghost" else clipper
         self.session = Session(
@@ -155,6 +157,7 @@ class Attachment:
 
     def _on_release(self) -> None:
         current = self.draws.current
+        witness = Witness(self.parameters) if self.first_step is None else None
         empty_handed = not self.draws.contributed and current is not None and current.records > 0
         self._release()
         if empty_handed:
@@ -164,11 +167,30 @@ class Attachment:
         self._drop_batch()
         self.session.forget()
         self._warn_unused()
+        if witness is not None:
+            self._watch_first_step(witness)
         if self.planned_steps is not None and self._accountant.steps > self.planned_steps:
             self._warn_once(
                 f"the planned {self.planned_steps} steps are done: each further one takes epsilon over its target. "
                 "Stop, or calibrate for a longer run."
             )
+
+    def _watch_first_step(self, witness: Witness) -> None:
+        """Say once, after the optimizer has stepped, what the first step did."""
+        noisy = witness.noisy(self.plan.divisor(1))
+
+        def look(*_: Any) -> None:
+            handle.remove()
+            unused = tuple(self._unused())
+            self.first_step = FirstStep(witness.moved(), noisy, self.stats, unused)
+            if any(float(group.get("lr", 1.0)) for group in self.optimizer.param_groups):
+                for problem in self.first_step.problems:
+                    self._warn_once(f"after the first step: {problem}")
+
+        handle = self.optimizer.register_step_post_hook(look)
+
+    def _unused(self) -> list[str]:
+        return [name for name, p in self.parameters.items() if p.requires_grad and name not in self._used]
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:
@@ -179,7 +201,7 @@ class Attachment:
         if self._checked_use or not self._used:
             return
         self._checked_use = True
-        unused = [name for name, p in self.parameters.items() if p.requires_grad and name not in self._used]
+        unused = self._unused()
         if unused:
             shown = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more" if len(unused) > 5 else "")
             self._warn_once(

@@ -14,6 +14,7 @@ from tacit.capture import check_index
 from tacit.checking.check import CheckReport, check_model
 from tacit.checking.reference import LossFunction
 from tacit.errors import ConfigurationError
+from tacit.first_step import FirstStep
 from tacit.plan import PrivacyPlan, check_number
 from tacit.stats import ClipStats
 
@@ -130,6 +131,11 @@ class PrivateRun:
     def stats(self) -> ClipStats | None:
         """Norms and clipping of the last backward; None before the first. For the trainer's eyes: not private."""
         return self._attached.stats
+
+    @property
+    def first_step(self) -> FirstStep | None:
+        """What the first step was seen to do; None before it. ``print(engine.first_step.text)``. Not private."""
+        return self._attached.first_step
 
     @property
     def noise_source(self) -> str:
