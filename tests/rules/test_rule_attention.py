@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from tacit import PrivacyEngine
 from tacit.testing import private_gradients
 
 SIZES = pytest.mark.parametrize(("B", "T", "E", "heads"), [(3, 5, 4, 2), (4, 4, 4, 4), (1, 3, 4, 1), (2, 2, 2, 2)])
@@ -149,22 +151,38 @@ def test_one_layer_used_twice_and_its_weight_elsewhere(exact: Any) -> None:
     exact(Net(4, 2, batch_first=True), torch.randn(4, 4, 4))
 
 
+def made_private(model: nn.Module) -> PrivacyEngine:
+    """With dropout as it is: the checks switch it off."""
+    engine = PrivacyEngine()
+    engine.make_private(
+        module=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.0),
+        data_loader=DataLoader(TensorDataset(torch.arange(3)), batch_size=3),
+        noise_multiplier=0.0,
+        max_grad_norm=1.0,
+    )
+    return engine
+
+
 @pytest.mark.parametrize("settings", [{}, {"need_weights": False}, {"add_bias_kv": True, "add_zero_attn": True}])
 def test_the_forward_is_torchs_own(settings: Any) -> None:
     torch.manual_seed(0)
     model = Attend(4, 2, MASKS["added"](5), batch_first=True, dropout=0.5, **settings).double()
     x, hidden = torch.randn(3, 5, 4).double(), torch.arange(5) >= torch.tensor([[5], [2], [3]])
-    seen = []
+    hidden = torch.where(hidden, -5.0, 0.0).double()
 
-    def loss(m: nn.Module, batch: Any) -> Tensor:
+    def run() -> Tensor:
         torch.manual_seed(1)
-        seen.append(m(batch[0], batch[0], batch[0], batch[1]))
-        return seen[-1].sum()
+        out: Tensor = model(x, x, x, hidden)
+        return out
 
-    loss(model, (x, torch.where(hidden, -5.0, 0.0).double()))
-    norms, _ = private_gradients(model, loss, (x, torch.where(hidden, -5.0, 0.0).double()), max_grad_norm=1.0)
-    torch.testing.assert_close(seen[0], seen[1], rtol=1e-12, atol=1e-12)
-    assert torch.isfinite(norms).all()
+    plain = run()
+    engine = made_private(model)
+    private = run()
+    private.sum().backward()
+    torch.testing.assert_close(private, plain, rtol=1e-12, atol=1e-12)
+    assert engine.stats is not None
+    assert torch.isfinite(engine.stats.norms).all()
 
 
 def test_autocast() -> None:
