@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, TensorDataset
 
+from tacit import PrivacyEngine
 from tacit.testing import private_gradients
 
 SIZES = pytest.mark.parametrize(("B", "T", "d"), [(3, 5, 4), (4, 4, 4), (1, 3, 4), (2, 1, 4)])
@@ -99,13 +101,21 @@ def test_dropout_between_layers_is_that_of_the_forward(layer: Any) -> None:
     """All of a layer's inputs dropped: then its input weights get no gradient."""
     torch.manual_seed(0)
     model = layer(4, 4, num_layers=2, dropout=1.0, batch_first=True).double()
-    norms, sums = private_gradients(
-        model, lambda m, x: m(x)[0].square().mean(), torch.randn(3, 4, 4).double(), max_grad_norm=1.0
+    engine = PrivacyEngine()
+    engine.make_private(
+        module=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.0),
+        data_loader=DataLoader(TensorDataset(torch.arange(3)), batch_size=3),
+        noise_multiplier=0.0,
+        max_grad_norm=1.0,
     )
-    assert torch.isfinite(norms).all()
-    assert not sums["weight_ih_l1"].any()
-    assert not sums["weight_hh_l0"].any()
-    assert sums["weight_hh_l1"].any()
+    model(torch.randn(3, 4, 4).double())[0].square().mean().backward()
+    assert engine.stats is not None
+    assert torch.isfinite(engine.stats.norms).all()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    assert not gradients["weight_ih_l1"].any()
+    assert not gradients["weight_hh_l0"].any()
+    assert gradients["weight_hh_l1"].any()
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
