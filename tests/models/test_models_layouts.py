@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tacit.errors import PrivacyError
+from tacit.errors import FallbackWarning, PrivacyError
 
 SIZES = pytest.mark.parametrize(("B", "T", "d"), [(4, 4, 4), (3, 2, 4), (2, 2, 4), (1, 2, 4)])
 
@@ -168,3 +168,20 @@ def test_mixing_before_a_parameter_is_refused(exact_auto: Any, name: str) -> Non
     """Afterwards no sample has a gradient of its own, so that clipping bounds nothing."""
     with pytest.raises(PrivacyError):
         exact_auto.private(MIXING[name], torch.randn(4, 4), w=(4, 4))
+
+
+@pytest.mark.parametrize("T", [4, 3])
+def test_rows_of_a_table_looked_up_one_by_one_are_exact_or_refused(exact_auto: Any, T: int) -> None:
+    """Added along time when T = B, each sample would see the rows of the others."""
+
+    def apply(x: torch.Tensor, ids: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        picked = torch.stack([w[ids[b]] for b in range(len(x))])
+        return x + (picked if T == 4 else picked[:, None])
+
+    ids = torch.tensor([0, 2, 1, 2])
+    if T == 4:
+        with pytest.raises(PrivacyError):
+            exact_auto.private(apply, torch.randn(4, T, 4), ids, w=(3, 4))
+    else:
+        with pytest.warns(FallbackWarning):
+            exact_auto.op(apply, torch.randn(4, T, 4), ids, w=(3, 4))

@@ -220,9 +220,19 @@ class Capture(TorchFunctionMode):
 
 
 def _chosen(args: tuple[Any, ...], marked: list[Tensor]) -> tuple[tuple[Any, ...], list[Tensor]]:
-    """``stack[i]`` with a single number from the batch: the batch decides which matrix, not what is in it."""
+    """``stack[i]`` with a single number from the batch: the batch decides which matrix, not what is in it.
+
+    Only for stacks of matrices (experts): rows of a table that are looked up one by one may be of different samples.
+    """
     index = args[1]
-    if isinstance(index, Tensor) and index.dim() == 0 and not index.is_floating_point() and index.dtype != torch.bool:
+    stacked = isinstance(args[0], Tensor) and args[0].dim() == 3
+    if (
+        stacked
+        and isinstance(index, Tensor)
+        and index.dim() == 0
+        and not index.is_floating_point()
+        and index.dtype != torch.bool
+    ):
         return (args[0], int(index)), []
     return args, marked
 

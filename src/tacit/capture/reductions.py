@@ -30,7 +30,7 @@ _LOSSES = frozenset(
 _LINEAR = frozenset(
     methods(
         "add sub subtract rsub neg negative sum mean stack cat to float double half bfloat16 type clone contiguous "
-        "detach reshape view flatten squeeze unsqueeze expand where __getitem__ __add__ __radd__ __iadd__ __sub__ "
+        "detach reshape view flatten squeeze unsqueeze expand __getitem__ __add__ __radd__ __iadd__ __sub__ "
         "__rsub__ __isub__ __neg__ add_ sub_ unbind view_as expand_as type_as".split(),
         *_OWNERS,
     )
