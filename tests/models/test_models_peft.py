@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
-from tacit import PrivacyEngine
+from tacit import FallbackWarning, PrivacyEngine
+from tacit.testing import check_exactness
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 WORDS = 11
@@ -135,3 +136,22 @@ def test_several_adapters_and_merging_after_training() -> None:
     before = model(ids).logits
     merged = model.merge_and_unload()
     torch.testing.assert_close(merged(ids).logits, before, rtol=1e-4, atol=1e-5)
+
+
+def test_adaloras_own_penalty_is_part_of_each_samples_loss(exact: Any) -> None:
+    """It depends on parameters alone, and is added to the mean of the batch: the model runs apart."""
+    base, config = ADAPTERS["adalora"]()
+    config.task_type = "SEQ_CLS"
+    model, ids = get_peft_model(base, config).double().train(), torch.randint(1, WORDS, (3, 5))
+    for key, parameter in model.named_parameters():
+        if "lora_" in key:
+            nn.init.normal_(parameter, std=0.3)
+    with pytest.warns(FallbackWarning):
+        report = check_exactness(
+            model,
+            lambda m, b: m(input_ids=b[0], labels=b[1]).loss,
+            (ids, torch.randint(0, WORDS, (3,))),
+            grad_sample_mode=exact.mode,
+            tolerance=1e-6,
+        )
+    assert float(report.reference.norms.max()) > 0
