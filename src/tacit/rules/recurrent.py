@@ -70,10 +70,11 @@ class RecurrentFunction(torch.autograd.Function):
                 shared = gram if error is of_input else None
                 shape = getattr(weights, name).shape
                 slot.record(outer_use(read(), error, shape, gram=shared, sharing=1 if shared is None else 2))
-        for name, error in (("b_ih", of_input), ("b_hh", of_state)):
+        total = of_input.sum(1)
+        for name, error in (("b_ih", total), ("b_hh", total if gram is not None else of_state.sum(1))):
             slot = by_name.get(name)
             if slot is not None:
-                slot.record(Dense(error.sum(1)))
+                slot.record(Dense(error))
         gx = None
         if ctx.needs_input_grad[2]:  # errors are batch-major in memory: so it is one product
             gx = (errors.of_input.transpose(0, 1) @ weights.w_ih).transpose(0, 1)

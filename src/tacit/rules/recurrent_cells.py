@@ -226,17 +226,22 @@ class _Gates:
         sums = F.linear(seen.inputs.transpose(0, 1), weights.w_ih, bias)
         sums.flatten(0, 1).addmm_(seen.previous.transpose(0, 1).flatten(0, 1), weights.w_hh.t())
         self.values = sums.unflatten(-1, (4, -1)).transpose(0, 1)  # (T, B, 4, H)
-        g = self.values[:, :, 2].tanh()
+        g = _tanh(self.values[:, :, 2])
         i, self.f, _, o = self.values.sigmoid_().unbind(2)
         added = i * g
         assert seen.c0 is not None
         c = _memories(added, self.f, seen.c0)
-        kept, tanh_c = self.f * c[:-1], c[1:].tanh()
+        kept, tanh_c = self.f * c[:-1], _tanh(c[1:])
         self.out = seen.y if weights.w_hr is None else o * tanh_c
         self.slope_o = torch.addcmul(self.out, self.out, o, value=-1)
         self.slope_c = torch.addcmul(o, self.out, tanh_c, value=-1, out=tanh_c)
         slope_g = torch.addcmul(i, added, g, value=-1, out=g)
         self.slopes = (added.addcmul_(added, i, value=-1), kept.addcmul_(kept, self.f, value=-1), slope_g)
+
+
+def _tanh(x: Tensor) -> Tensor:
+    """``2σ(2x) − 1``: several times faster than torch's tanh on a CPU, and as close in absolute terms."""
+    return (2 * x).sigmoid_().mul_(2).sub_(1)
 
 
 def empty_errors(gy: Tensor, gates: int, width: int) -> Tensor:
