@@ -75,8 +75,8 @@ class LeakGuard:
             cause = (
                 "without passing the clipping: it was used outside any private forward (F.linear(h, layer.weight) in "
                 "the loss), data went through NumPy on the way, or something computed from parameters alone (T5's "
-                "position bias) crossed a checkpoint with use_reentrant=True. Move the computation into a forward method "
-                "of the model, keep to tensors, and use use_reentrant=False"
+                "position bias) crossed a checkpoint with use_reentrant=True. Move the computation into a forward "
+                "method of the model, keep to tensors, and use use_reentrant=False"
             )
         else:
             cause = (
