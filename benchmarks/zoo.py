@@ -79,7 +79,7 @@ MODELS: dict[str, Entry] = {
     "Qwen3": Entry(lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(head_dim=4, **_DECODER)), ("q_proj", "v_proj")),
     "Mixtral": Entry(
         lambda: hf.AutoModelForCausalLM.from_config(
-            hf.MixtralConfig(num_local_experts=4, **_DECODER), experts_implementation="eager"
+            hf.MixtralConfig(num_local_experts=4, **_DECODER), experts_implementation="batched_mm"
         ),
         ("q_proj", "v_proj"),
     ),

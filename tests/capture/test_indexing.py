@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tacit.capture.families import MixedRowsError
 from tacit.capture.indexing import follow_index, follow_narrow
 from tacit.uses import Layout
 
@@ -72,23 +73,37 @@ def test_a_choice_among_samples_is_lost(index: Any) -> None:
     ("index", "owners"),
     [
         (torch.tensor([True, True, True]), [0, 1, 2]),
-        (torch.tensor([False, True, True]), [1, 2]),
-        (torch.tensor([0, 0, 0]), [0, 0, 0]),
         (torch.tensor([2, 0, 1]), [2, 0, 1]),
         (torch.tensor([-1, -2, -3]), [2, 1, 0]),
         (torch.tensor([0, 1, 2, 0, 1, 2]), [0, 1, 2, 0, 1, 2]),
-        ([2, 1], [2, 1]),
-        ((torch.tensor([2, 0]), torch.tensor([0, 1])), [2, 0]),
-        (torch.eye(3, dtype=torch.bool), [0, 1, 2]),
-        (torch.ones(3, 3, dtype=torch.bool).tril(), [0, 1, 1, 2, 2, 2]),
+        ([2, 1, 0], [2, 1, 0]),
+        (range(3), [0, 1, 2]),
+        (torch.tensor([[True, False, True]] * 3), [0, 0, 1, 1, 2, 2]),
     ],
     ids=str,
 )
-def test_rows_picked_by_number_or_mask_keep_their_samples(index: Any, owners: list[int]) -> None:
+def test_picks_that_treat_samples_alike_keep_them_apart(index: Any, owners: list[int]) -> None:
     layout = followed(B, index)
     assert layout is not None
     assert layout.dim == 0
     assert layout.owners().tolist() == owners
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        torch.tensor([False, True, True]),
+        torch.tensor([0, 0, 0]),
+        [2, 1],
+        (torch.tensor([2, 0]), torch.tensor([0, 1])),
+        torch.eye(3, dtype=torch.bool),
+        torch.ones(3, 3, dtype=torch.bool).tril(),
+    ],
+    ids=str,
+)
+def test_picks_that_favour_samples_mix_them(index: Any) -> None:
+    with pytest.raises(MixedRowsError):
+        followed(B, index)
 
 
 def test_rows_across_a_broadcast_pair() -> None:
@@ -134,7 +149,9 @@ def test_narrow_select_and_index_select() -> None:
     assert narrowed(torch.select, MIDDLE, -1, 0) == MIDDLE
     assert narrowed(torch.select, MIDDLE, 1, 0) is None
     assert narrowed(torch.index_select, MIDDLE, 0, torch.tensor([1, 0])) == MIDDLE
-    picked = narrowed(torch.index_select, MIDDLE, dim=1, index=torch.tensor([1, 0]))
+    picked = narrowed(torch.index_select, MIDDLE, dim=1, index=torch.tensor([1, 0, 2]))
     assert picked is not None
     assert picked.dim == 1
-    assert picked.owners().tolist() == [1, 0]
+    assert picked.owners().tolist() == [1, 0, 2]
+    with pytest.raises(MixedRowsError):
+        narrowed(torch.index_select, MIDDLE, dim=1, index=torch.tensor([1, 0]))

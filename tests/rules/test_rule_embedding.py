@@ -102,3 +102,20 @@ def test_max_norm_is_refused(exact_auto: Any) -> None:
 def test_indexing_a_parameter_by_a_mask_is_refused(exact_auto: Any) -> None:
     with pytest.raises(NoRuleError, match="indexing a parameter"):
         exact_auto.private(lambda x, w: x + w[x > 0].sum(), torch.randn(4, 4), w=(4, 4))
+
+
+def test_frequencies_of_samples_with_different_numbers_of_rows(exact: Any) -> None:
+    """Rows that fill up the shorter samples are no look-ups of id 0."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(3, 4, scale_grad_by_freq=True)
+
+        def forward(self, ids: Any) -> Any:
+            kept = ids < 2
+            out = torch.zeros(*ids.shape, 4, dtype=self.table.weight.dtype) + 0 * ids[..., None]
+            out[kept] = self.table(ids[kept])
+            return out
+
+    exact(Net(), torch.tensor([[0, 0, 1, 0], [0, 2, 2, 2], [1, 2, 0, 2]]))

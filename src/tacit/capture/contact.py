@@ -133,6 +133,12 @@ class CaptureContact(Contact):
                 f"not known any more since `{mark.lost}`, so its rows cannot be told apart by sample and the gradient "
                 "cannot be clipped. Keep the batch as one dimension up to this call, or freeze the parameter."
             )
+        if mark.pointer:
+            raise LayoutError(
+                f"{self.where()}: an operand of shape {tuple(getattr(value, 'shape', ()))} holds numbers of rows of "
+                "the batch (from nonzero, where or argsort), which depend on the other samples. Use them as an index "
+                "only."
+            )
         if mark.layout.samples != self._frame.run.samples:
             raise LayoutError(
                 f"{self.where()}: an operand has {mark.layout.samples} samples, the forward that reads it "

@@ -62,6 +62,10 @@ def constant(*_: Any) -> Layout | None:
     raise NotBatchError
 
 
+class MixedRowsError(Exception):
+    """What is read of one sample is chosen by others."""
+
+
 class NotBatchError(Exception):
     """The output depends only on sizes and types of the batch, not on its values."""
 

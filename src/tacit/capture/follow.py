@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tacit.capture import families, routed
-from tacit.capture.families import Follower, NotBatchError
+from tacit.capture.families import Follower, MixedRowsError, NotBatchError
 from tacit.capture.indexing import follow_index, follow_narrow
 from tacit.capture.marks import Mark, mark_of, set_mark
 from tacit.capture.reductions import follow_reduced, reduces
@@ -67,7 +67,9 @@ _FAMILIES: list[tuple[Follower, str]] = [
     (families.padded, "pad"),
     (families.attention, "scaled_dot_product_attention"),
     (families.along(1), "softmax log_softmax softmin cumsum cumprod cummax cummin logcumsumexp flip glu gather"),
-    (families.along(1, -1), "sort argsort diff"),
+    (routed.ordered, "sort argsort"),
+    (families.along(1, -1), "diff"),
+    (routed.places, "nonzero where argwhere"),
     (families.along(2), "roll"),
     (families.along(2, 1), "normalize"),
     (families.along(2, -1), "topk kthvalue"),
@@ -80,7 +82,7 @@ _FAMILIES: list[tuple[Follower, str]] = [
         "msort vander addbmm tensordot take put put_ index_put index_put_ masked_scatter masked_scatter_ "
         "rot90 diag diag_embed diagflat kron cross unfold fold "
         "atleast_1d atleast_2d atleast_3d dstack hstack vstack row_stack column_stack cov corrcoef cartesian_prod "
-        "combinations meshgrid block_diag unique masked_select nonzero argwhere bincount histc renorm renorm_ "
+        "combinations meshgrid block_diag unique masked_select bincount histc renorm renorm_ "
         "fliplr flipud chain_matmul cumulative_trapezoid trapezoid as_strided as_strided_ resize_ set_ sspaddmm "
         "pdist searchsorted bucketize mode quantile",
     ),
@@ -104,6 +106,13 @@ def _table() -> dict[Callable[..., Any], Follower]:
 
 
 _FOLLOWERS = _table()
+_KEEP_POINTERS = frozenset(
+    methods(
+        "view reshape flatten squeeze unsqueeze contiguous clone detach to long int argsort floor_divide __floordiv__ "
+        "__getitem__ unbind".split(),
+        *_OWNERS,
+    )
+)
 _BY_LENGTHS = frozenset([torch._pack_padded_sequence, torch._pad_packed_sequence])
 _BY_NUMBER = frozenset(methods("index_add index_add_ index_copy index_copy_ index_select".split(), *_OWNERS))
 VIEW_GETTERS: dict[Callable[..., Any], Callable[..., Any]] = {
@@ -152,6 +161,8 @@ def follow(
             found = mark
     except NotBatchError:
         return None
+    except MixedRowsError:
+        return Mark(None, lost=_name(function), mixed=True)
     return found if lost is None else lost
 
 
@@ -180,6 +191,8 @@ def _seen_from(function: Callable[..., Any], source: Tensor, args: Any, kwargs: 
     assert mark is not None
     if mark.layout is None:
         return follow_reduced(function, source, mark, args, kwargs) if mark.reduced else mark
+    if mark.pointer and function not in _KEEP_POINTERS:
+        return Mark(None, lost=_name(function))
     follower = _FOLLOWERS.get(function, families.generic)
     if function in VIEW_GETTERS:
         follower, function, args = families.permute, VIEW_GETTERS[function], (source,)
@@ -191,12 +204,13 @@ def _seen_from(function: Callable[..., Any], source: Tensor, args: Any, kwargs: 
         layout = None
     if layout is None and mark.layout.samples == 1 and out.numel() > 0 and out.dim() > 0:
         layout = Layout(1, 0, inner=out.shape[0])  # a batch of one: every row is its
-    if layout is mark.layout and layout.fits(out.shape):
+    pointer = mark.layout.samples > 1 and (mark.pointer or routed.points(function, source, args, kwargs, out))
+    if layout is mark.layout and layout.fits(out.shape) and pointer == mark.pointer:
         return mark
     if layout is None or not layout.fits(out.shape):
         reduced = layout is None and mark.layout.samples > 1 and reduces(function, out)
         return Mark(None, lost=_name(function), reduced=reduced)
-    return Mark(layout)
+    return Mark(layout, pointer=pointer)
 
 
 def _name(function: Callable[..., Any]) -> str:

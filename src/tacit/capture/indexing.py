@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tacit.capture.families import MixedRowsError
+from tacit.capture.marks import mark_of
+from tacit.capture.picking import check_choice, mask_rows, picked
 from tacit.uses import Layout
 
 
@@ -15,12 +18,14 @@ def follow_index(_f: Any, source: Tensor, layout: Layout, args: Any, _kwargs: An
     if source is not args[0]:  # a constant table, read by ids of the batch
         return layout if source is args[1] and not _is_mask(source) else None
     index = args[1] if isinstance(args[1], tuple) else (args[1],)
-    if any(isinstance(item, range) for item in index):
-        return None
-    index = tuple(torch.tensor(i, device=source.device) if isinstance(i, list) else i for i in index)
+    listed = (list, range)
+    index = tuple(torch.tensor(list(i), device=source.device) if isinstance(i, listed) else i for i in index)
     if any(_is_mask(item) for item in index):
         return _masked(source, layout, index)
-    index = _without_ellipsis(index, source.dim())
+    return _indexed(source, layout, _without_ellipsis(index, source.dim()))
+
+
+def _indexed(source: Tensor, layout: Layout, index: tuple[Any, ...]) -> Layout | None:
     position, dim, advanced = 0, 0, []
     found: Layout | None = None
     for item in index:
@@ -40,6 +45,8 @@ def follow_index(_f: Any, source: Tensor, layout: Layout, args: Any, _kwargs: An
             dim += 1
         elif at_batch:
             return None  # one sample picked out
+        elif isinstance(item, Tensor):
+            check_choice(item, layout, 0, real=source.is_floating_point())
     if found is None and position <= layout.dim:
         found = layout.at(dim + layout.dim - position)
     return _place_advanced(found, layout, advanced, index)
@@ -56,11 +63,15 @@ def _place_advanced(
     start = advanced[0][0] if together else 0
     chosen = [item for _, item, at_batch in advanced if at_batch]
     if chosen:
-        return _all_samples(layout, chosen[0], start, width)
-    if found is None:
+        result = _all_samples(layout, chosen[0], start, width)
+    elif found is None:
         return None
-    before = found.dim
-    return found.at(before + width) if not together or before >= start else found
+    else:
+        result = found.at(found.dim + width) if not together or found.dim >= start else found
+    for _, item, at_batch in advanced:
+        if not at_batch:
+            check_choice(item, result, start + width - item.dim(), real=True)
+    return result
 
 
 def _all_samples(layout: Layout, chosen: Tensor, start: int, width: int) -> Layout | None:
@@ -68,19 +79,24 @@ def _all_samples(layout: Layout, chosen: Tensor, start: int, width: int) -> Layo
     long = [dim for dim, size in enumerate(chosen.shape) if size != 1]
     if len(long) > 1:
         return None
-    dim = long[0] if long else 0
-    places = chosen.detach().flatten() % max(layout.rows, 1)
-    return layout.picked(places).at(start + width - chosen.dim() + dim)
+    return picked(layout, chosen).at(start + width - chosen.dim() + (long[0] if long else 0))
 
 
 def _masked(source: Tensor, layout: Layout, index: tuple[Any, ...]) -> Layout | None:
     """``x[mask]``: the rows of the leading dimensions where a mask is true, in order."""
     mask = index[0]
     whole = all(isinstance(item, slice) and item == slice(None) for item in index[1:])
-    if not _is_mask(mask) or not whole or layout.dim >= mask.dim() or not source.numel():
+    if not _is_mask(mask) or not whole:
         return None
-    flat = layout.reshaped(source.shape, torch.Size((mask.numel(), *source.shape[mask.dim() :])))
-    return None if flat is None or flat.dim != 0 else flat.picked(mask.detach().flatten().nonzero().flatten())
+    if layout.dim >= mask.dim():
+        if mark_of(mask) is not None and layout.samples > 1:
+            raise MixedRowsError
+        return layout.at(layout.dim - mask.dim() + 1)
+    if not source.numel():
+        return None
+    rows = mask_rows(mask, layout, source.shape)
+    places = mask.detach().flatten().nonzero().flatten()
+    return rows.picked(places) if mark_of(mask) is not None else picked(rows, places)
 
 
 def _sliced(layout: Layout, item: slice, dim: int) -> Layout | None:
@@ -105,10 +121,11 @@ def follow_narrow(f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any
     """``narrow``, ``select`` and ``index_select`` along one dimension."""
     dim = (kwargs["dim"] if "dim" in kwargs else args[1]) % source.dim()
     if dim != layout.dim:
+        if f.__name__ == "index_select":
+            check_choice(kwargs["index"] if "index" in kwargs else args[2], None, dim, real=True)
         return layout.at(layout.dim - (dim < layout.dim)) if out.dim() < source.dim() else layout
     if f.__name__ == "index_select":
-        index = kwargs["index"] if "index" in kwargs else args[2]
-        return layout.picked(index.detach().flatten())
+        return picked(layout, kwargs["index"] if "index" in kwargs else args[2])
     if f.__name__ != "narrow":
         return None
     start = kwargs["start"] if "start" in kwargs else args[2]

@@ -25,12 +25,15 @@ class Mark:
         lost: the call after which the layout was no longer known.
         mixed: that call paired operands whose batch dimensions disagree, and so samples with each other.
         reduced: that call summed over several samples.
+        pointer: its numbers are numbers of rows: as an index they point to rows of the same samples, but what they are
+            as numbers depends on the other samples.
     """
 
     layout: Layout | None
     lost: str = ""
     mixed: bool = False
     reduced: bool = False
+    pointer: bool = False
 
 
 def mark_of(value: object) -> Mark | None:

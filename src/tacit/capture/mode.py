@@ -13,15 +13,14 @@ from torch.overrides import TorchFunctionMode
 
 from tacit.capture.contact import CaptureContact, Frame, Names
 from tacit.capture.derived import is_derived, note_derived, note_made, unseen_error
-from tacit.capture.follow import VIEW_GETTERS, follow, moves_rows
+from tacit.capture.follow import VIEW_GETTERS, follow
 from tacit.capture.frames import in_autograd_function
-from tacit.capture.indexing import follow_index
 from tacit.capture.losses import COUPLING, uncoupled_mean
 from tacit.capture.marks import Mark, clear_mark, mark_of, set_mark, tensors_in
 from tacit.capture.views import embed_once, note_view
+from tacit.capture.writes import check_written, mark_written
 from tacit.errors import LayoutError, MixingError, NoRuleError, PrivacyError
 from tacit.rules import find_rule, is_always_rewritten, refuse_batch_statistics
-from tacit.uses import Layout
 
 _BATCH_NORMS = (F.batch_norm, torch.batch_norm, torch.native_batch_norm)
 _INSTANCE_NORMS = (F.instance_norm, torch.instance_norm)
@@ -85,8 +84,6 @@ class Capture(TorchFunctionMode):
             _sort(tuple(kwargs.values()), marked, trainable)
         if marked and func in _FORM_ONLY:  # the second operand lends its shape or type only
             marked, trainable = (marked, []) if mark_of(args[0]) is not None else ([], trainable)
-        if func is Tensor.__getitem__ and marked and mark_of(args[0]) is None:
-            args, marked = _chosen(args, marked)
         if not marked:
             return self._unmarked_call(func, args, kwargs, trainable) if trainable else func(*args, **kwargs)
         return self._call_on_batch(func, args, kwargs, marked, trainable)
@@ -185,10 +182,10 @@ class Capture(TorchFunctionMode):
         for target in targets:
             if mark_of(target) is None:  # in-place activations, the common case, are marked already
                 self._refuse_state(func, target)
-                _mark_written(func, target, marked, args)
+                mark_written(func, target, marked, args)
                 outputs = [value for value in outputs if value is not target]
             elif func is Tensor.__setitem__:
-                _check_written(target, args)
+                check_written(target, args)
         if targets and out is None:
             return
         for value in outputs:
@@ -219,24 +216,6 @@ class Capture(TorchFunctionMode):
             refuse_batch_statistics(where, None, training=bool(given.get("training", False)))
 
 
-def _chosen(args: tuple[Any, ...], marked: list[Tensor]) -> tuple[tuple[Any, ...], list[Tensor]]:
-    """``stack[i]`` with a single number from the batch: the batch decides which matrix, not what is in it.
-
-    Only for stacks of matrices (experts): rows of a table that are looked up one by one may be of different samples.
-    """
-    index = args[1]
-    stacked = isinstance(args[0], Tensor) and args[0].dim() == 3
-    if (
-        stacked
-        and isinstance(index, Tensor)
-        and index.dim() == 0
-        and not index.is_floating_point()
-        and index.dtype != torch.bool
-    ):
-        return (args[0], int(index)), []
-    return args, marked
-
-
 def _only_asks(func: Callable[..., Any]) -> bool:
     return func.__name__ == "__get__" or func is Tensor.size
 
@@ -262,36 +241,6 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
         in_place = name.endswith("_")
     found = list(tensors_in(kwargs["out"])) if kwargs.get("out") is not None else []
     return [*found, *tensors_in(args[0])] if in_place and args else found
-
-
-def _mark_written(func: Any, target: Tensor, marked: list[Tensor], args: tuple[Any, ...]) -> None:
-    """Mark a constant into which the batch was written, where its rows can be told."""
-    known = [mark.layout for value in marked if (mark := mark_of(value)) is not None and mark.layout is not None]
-    found: list[Layout] = []
-    for layout, value in zip(known, marked, strict=False):
-        places = [layout.at(dim) for dim in range(target.dim()) if layout.at(dim).fits(target.shape)]
-        if func is Tensor.__setitem__:
-            found += [place for place in places if _lands_on(target, place, args, layout, value)]
-        elif not moves_rows(func):
-            found += [place for place in places if place.dim - layout.dim == target.dim() - value.dim()]
-    alone = len(known) == len(marked) and len(set(found)) == 1
-    set_mark(target, Mark(found[0]) if alone else Mark(None, lost="writing the batch into a constant"))
-
-
-def _check_written(target: Tensor, args: tuple[Any, ...]) -> None:
-    """Forget where the rows of a batch tensor are if rows of other samples were written into them."""
-    mark, written = mark_of(target), mark_of(args[2])
-    if mark is None or mark.layout is None or written is None:
-        return
-    if written.layout is None or not _lands_on(target, mark.layout, args, written.layout, args[2]):
-        set_mark(target, Mark(None, lost="__setitem__", mixed=written.layout is not None))
-
-
-def _lands_on(target: Tensor, place: Layout, args: tuple[Any, ...], layout: Layout, value: Tensor) -> bool:
-    """Whether the part of ``target`` that an index picks has the batch where ``value`` has it."""
-    region = target.detach()[args[1]]
-    seen = follow_index(None, target, place, (target, args[1]), {}, region)
-    return seen is not None and seen == layout.at(layout.dim + region.dim() - value.dim())
 
 
 def _detached(values: Any, chosen: set[int]) -> Any:

@@ -52,7 +52,7 @@ def place(parts: Tensor, placement: Placement) -> tuple[Tensor, Mark | None]:
         return parts[0], None
     if isinstance(placement, Whole):
         value = parts.mean(0) if placement is Whole.MEAN else parts.sum(0)
-        return value, Mark(None, lost="a mean or sum over the batch")
+        return value, Mark(None, lost="a mean or sum over the batch", reduced=samples > 1)
     value = together(parts, placement.dim, placement.outer, placement.inner)
     return value, Mark(Layout(samples, placement.dim, placement.outer, placement.inner))
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from tacit.capture.contact import Frame, Names
 from tacit.capture.entrance import Entrance
 from tacit.capture.fallback import Failure, Fallback
-from tacit.capture.marks import tensors_in
+from tacit.capture.inputs import refuse_mixed_outputs
+from tacit.capture.marks import mark_of, tensors_in
 from tacit.capture.mode import Capture
 from tacit.capture.randomness import random_state, set_random_state
 from tacit.errors import LayoutError, NoRuleError, UnseenError
@@ -75,7 +76,10 @@ class Runner:
         while True:
             self._adopted_quietly = False
             try:
-                return self.once(frame, entrance, args, kwargs)
+                out = self.once(frame, entrance, args, kwargs)
+                refuse_mixed_outputs(out, entrance.path)
+                self._refuse_lost_outputs(out, entrance)
+                return out
             except (NoRuleError, LayoutError) as error:
                 untouched = versions == [value._version for value in inputs]
                 if not (untouched and self._may_run_again(error)):
@@ -84,6 +88,26 @@ class Runner:
                 self._failure = None
             set_random_state(device, random)
             frame.run.contacts = dict(contacts)
+
+    def _refuse_lost_outputs(self, out: Any, entrance: Entrance) -> None:
+        """No rule looks at what comes behind the last parameter: an output has to show where its samples are.
+
+        If it does not, the module may still run apart, where each sample is alone.
+
+        Raises:
+            LayoutError: an output that wants a gradient has lost the batch, by something else than a sum or mean.
+        """
+        for value in tensors_in(out):
+            mark = mark_of(value)
+            if mark is None or mark.layout is not None or mark.reduced or not value.requires_grad:
+                continue
+            error = LayoutError(
+                f"an output {tuple(value.shape)} of {entrance.path} does not show any more, since `{mark.lost}`, which "
+                "of its numbers belong to which sample: others may have a say in them, and then clipping bounds "
+                "nothing. Keep the batch as one dimension, or detach() what is only logged."
+            )
+            self._failure = Failure(error, (entrance,), ())
+            raise error
 
     def _may_run_again(self, error: NoRuleError | LayoutError) -> bool:
         failure = self._failure

@@ -12,7 +12,7 @@ from tacit.capture.contact import Frame, Names
 from tacit.capture.entrance import Entrance
 from tacit.capture.gates import make_carrier, tie
 from tacit.capture.guard import LeakGuard
-from tacit.capture.inputs import batch_size, empty_outputs, one_sample, refuse_mixed_outputs, size_of
+from tacit.capture.inputs import batch_size, empty_outputs, one_sample, size_of
 from tacit.capture.losses import refuse_batch_counts
 from tacit.capture.marks import Mark, clear_mark, map_tensors, mark_of, set_mark, tensors_in
 from tacit.capture.passes import Clip, ClippedSums, Pass, current_task
@@ -151,7 +151,6 @@ class Session:
             for value in fresh:
                 clear_mark(value)
         self._addresses = None
-        refuse_mixed_outputs(out, entrance.path)
         self._refuse_marked_state()
         return empty_outputs(out) if samples == 0 else out
 

@@ -38,12 +38,14 @@ class EmbeddingFunction(torch.autograd.Function):
         refuse_double_backward()
         _, ids = ctx.saved_tensors
         (rows, _), padding_idx, by_frequency, layout, slot = ctx.settings
-        ids = layout.split(ids).reshape(layout.samples, -1)
+        # Where samples have different numbers of rows, they are filled up with zeros: here with an id of its own.
+        filled = layout.split(ids + 1).reshape(layout.samples, -1) - 1
+        ids = filled.clamp(min=0)
         g = layout.rows_of(g)
         if padding_idx is not None:
             g = g.masked_fill((ids == padding_idx)[:, :, None], 0)
         if by_frequency:
-            g = g / _counts(ids)[:, :, None].to(g.dtype)
+            g = g / _counts(filled)[:, :, None].to(g.dtype)
         slot.record(Gather(ids, g, rows))
         return (None,) * 7
 

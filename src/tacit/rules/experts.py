@@ -42,6 +42,14 @@ class GroupedFunction(torch.autograd.Function):
         return None, gradient, None, None, None, None
 
 
+def _own_experts(layout: Layout, expert: Tensor, experts: int) -> bool:
+    """Whether each row meets the expert that it was sorted by: offsets alone are counts over the whole batch."""
+    if layout.group is None:
+        return False
+    group = layout.group.to(expert.device)
+    return bool(((expert == group) | ((group >= experts) & (expert >= experts))).all())
+
+
 def _product(x: Tensor, weight: Tensor, expert: Tensor) -> Tensor:
     """Rows of no expert (past the last offset) become zeros."""
     y = x.new_zeros((x.shape[0], weight.shape[2]))
@@ -67,6 +75,8 @@ def grouped_mm(
     layout = contact.batch_layout(mat_a, features=1)
     places = torch.arange(len(mat_a), device=mat_a.device)
     expert = torch.searchsorted(offs.detach().to(torch.int64), places, right=True)
+    if layout.samples > 1 and not _own_experts(layout, expert, mat_b.shape[0]):
+        contact.refuse("rows that were not sorted by their own samples' experts, or offsets that cut them off")
     y: Tensor = GroupedFunction.apply(contact.carrier, mat_a, mat_b.detach(), expert, layout, contact.slot(mat_b))
     contact.mark(y, layout)
     return y if out_dtype is None else contact.call(Tensor.to, y, out_dtype)

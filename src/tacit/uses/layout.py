@@ -26,12 +26,9 @@ class Layout:
     equal if they say the same of every row.
 
     Attributes:
-        owner: the sample of each row, int64, ``(rows,)``; -1 for rows of no sample, the constants into which others
-            were written. A sample may own no row.
-        group: set where a row's *place* depends on other samples (it was sorted by expert, or picked by a mask),
-            ``(rows,)``: only the number of a row's group is its own sample's doing, so rows may be told apart by
-            that but not by their place within the group.
-        partial: some rows belong to no sample.
+        owner: the sample of each row, int64, ``(rows,)``. A sample may own no row. The *place* of a row then depends
+            on other samples, so that no slice is taken of such rows.
+        group: what rows were sorted by, ``(rows,)``: unlike its place, that is each row's own sample's doing.
     """
 
     samples: int
@@ -40,7 +37,6 @@ class Layout:
     inner: int = 1
     owner: Tensor | None = field(default=None, repr=False)
     group: Tensor | None = field(default=None, repr=False)
-    partial: bool = False
 
     @staticmethod
     def owned(samples: int, dim: int, owner: Tensor, group: Tensor | None = None) -> Layout:
@@ -50,7 +46,7 @@ class Layout:
         block = routed.pattern(owner, samples)
         if block is not None:
             return Layout(samples, dim, len(owner) // (samples * block), block)
-        return Layout(samples, dim, 1, 1, owner, group, bool((owner < 0).any()))
+        return Layout(samples, dim, 1, 1, owner, group)
 
     @property
     def rows(self) -> int:
@@ -78,21 +74,6 @@ class Layout:
     def __hash__(self) -> int:
         return hash((self.samples, self.dim, self.rows))
 
-    def merged(self, other: Layout) -> Layout | None:
-        """Return the layout of rows that are combined one by one with others; None if their samples differ."""
-        if self == other:
-            return routed.looser(self, other)
-        if (self.samples, self.dim, self.rows) != (other.samples, other.dim, other.rows):
-            return None
-        if not (self.partial or other.partial):
-            return None
-        device = next(layout.owner.device for layout in (self, other) if layout.owner is not None)
-        mine, theirs = self.owners(device), other.owners(device)
-        if bool(((mine != theirs) & (mine >= 0) & (theirs >= 0)).any()):
-            return None
-        group = self.group if other.group is None else other.group
-        return Layout.owned(self.samples, self.dim, torch.maximum(mine, theirs), group)
-
     def fits(self, shape: torch.Size) -> bool:
         return 0 <= self.dim < len(shape) and shape[self.dim] == self.rows
 
@@ -100,7 +81,7 @@ class Layout:
         """The same rows in another dimension."""
         if dim == self.dim:
             return self
-        return Layout(self.samples, dim, self.outer, self.inner, self.owner, self.group, self.partial)
+        return Layout(self.samples, dim, self.outer, self.inner, self.owner, self.group)
 
     def picked(self, index: Tensor, group: Tensor | None = None) -> Layout:
         """The rows ``index`` (int64, 1-d), in that order.
@@ -115,17 +96,13 @@ class Layout:
         return Layout.owned(self.samples, self.dim, owner, group)
 
     def section(self, start: int, stop: int) -> Layout | None:
-        """The rows from ``start`` to ``stop``; None if that treats samples differently, or cuts a group."""
-        block = self.samples * self.inner
+        """The rows from ``start`` to ``stop``; None if that treats samples differently."""
         if (start, stop) == (0, self.rows):
             return self
-        if self.owner is None:
-            if start % block == 0 and stop > start and (stop - start) % block == 0:
-                return Layout(self.samples, self.dim, (stop - start) // block, self.inner)
+        block = self.samples * self.inner
+        if self.owner is not None or start % block or stop <= start or (stop - start) % block:
             return None
-        if self.group is None or not routed.between_groups(self.group, (start, stop)):
-            return None
-        return Layout.owned(self.samples, self.dim, self.owner[start:stop], self.group[start:stop])
+        return Layout(self.samples, self.dim, (stop - start) // block, self.inner)
 
     def repeated(self, times: int) -> Layout:
         """All rows, several times over: x, x, …"""
