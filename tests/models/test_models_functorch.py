@@ -78,3 +78,14 @@ def test_two_losses_of_one_unmodified_language_model() -> None:
     check_exactness(model, lambda m, b: m(b).logits.square().mean(), ids, grad_sample_mode="functorch")
     # the model takes its loss in float32
     check_exactness(model, lambda m, b: m(b, labels=b).loss, ids, grad_sample_mode="functorch", tolerance=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{"padding_idx": 0}, {"padding_idx": -2}, {"scale_grad_by_freq": True}])
+@pytest.mark.parametrize("B", [1, 3, 4])
+def test_embeddings_with_padding(settings: dict[str, Any], B: int) -> None:
+    """torch.vmap itself would give the padding a gradient."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(4, 4, **settings), nn.Linear(4, 4)).double()
+    ids = torch.randint(0, 4, (B, 4))
+    ids[0] = torch.tensor([0, 2, 2, 1])
+    check_exactness(model, lambda m, b: m(b).square().mean((1, 2)).mean(), ids, grad_sample_mode="functorch")

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -104,6 +105,17 @@ def _apart(value: Tensor, layout: Layout) -> Tensor:
     dim = layout.dim
     parts: Tensor = value.unflatten(dim, (layout.outer, layout.samples, layout.inner)).movedim(dim + 1, 0)
     return parts.flatten(dim + 1, dim + 2)
+
+
+def embedding_apart(
+    input: Tensor, weight: Tensor, padding_idx: int | None = None, *rest: Any, **settings: Any
+) -> Tensor:
+    """``F.embedding`` whose padding gets no gradient under ``torch.vmap`` either, which forgets it (torch 2.13)."""
+    out = F.embedding(input, weight, None, *rest, **settings)
+    if padding_idx is None:
+        return out
+    padding = input == (padding_idx if padding_idx >= 0 else padding_idx + weight.shape[-2])
+    return torch.where(padding.unsqueeze(-1), out.detach(), out)
 
 
 def together(parts: Tensor, dim: int, outer: int, inner: int) -> Tensor:

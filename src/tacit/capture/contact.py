@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from tacit.capture.crossings import CrossingSlot, crossing_of
 from tacit.capture.derived import DerivedSlot, ReshapedSlot, RowsSlot, StackSlot, ViewSlot, leaves_of, was_made
 from tacit.capture.marks import Mark, mark_of, set_mark
 from tacit.capture.passes import Pass
@@ -91,6 +93,11 @@ class CaptureContact(Contact):
         return any(slot is not None for slot in self._slots.values())
 
     def _find_slot(self, value: Tensor) -> Slot | None:
+        crossing = crossing_of(value)
+        if crossing is not None:
+            return CrossingSlot(crossing, self._frame.run, self._frame.recomputed_in)
+        if value._base is not None and not torch.is_grad_enabled():  # nothing will be recorded
+            return self._find_slot(value._base)
         if value.is_leaf:
             name = self._names.private.get(id(value))
             if name is not None:

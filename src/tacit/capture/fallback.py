@@ -105,15 +105,15 @@ class Fallback:
             if p.requires_grad and id(p) in self._capture.names.private
         ]
         inputs = [(place, t) for place, t in enumerate(tensors) if t.requires_grad and mark_of(t) is None]
-        contact = CaptureContact(
-            entrance.inner,
-            frame,
-            self._capture.names,
-            f"{entrance.path}, {type(entrance.module).__name__}",
-            [value for _, value in (*private, *inputs)],
-            lambda function, _types, args, kwargs: function(*args, **kwargs),
-        )
         try:
+            contact = CaptureContact(
+                entrance.inner,
+                frame,
+                self._capture.names,
+                f"{entrance.path}, {type(entrance.module).__name__}",
+                [value for _, value in (*private, *inputs)],
+                lambda function, _types, args, kwargs: function(*args, **kwargs),
+            )
             layouts = [contact.layout(value) for value in tensors]
         except LayoutError as error:
             self.bar(entrance)

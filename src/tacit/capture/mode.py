@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from tacit.capture.apart import embedding_apart
 from tacit.capture.contact import CaptureContact, Frame, Names
+from tacit.capture.crossings import crossing_of
 from tacit.capture.derived import is_derived, note_derived, note_made, unseen_error
 from tacit.capture.follow import VIEW_GETTERS, follow
 from tacit.capture.frames import in_autograd_function
@@ -32,6 +34,7 @@ _NATIVE_STATISTICS = ("input", "weight", "bias", "running_mean", "running_var", 
 _READS_NOTHING = frozenset([Tensor.size, Tensor.dim, Tensor.detach, Tensor.numel, Tensor.stride])
 _FACTORIES = frozenset([torch.zeros, torch.ones, torch.empty, torch.arange, torch.rand, torch.randn])
 _FORM_ONLY = frozenset([Tensor.expand_as, Tensor.view_as, Tensor.reshape_as, Tensor.type_as, Tensor.to])
+_LOOKUPS = frozenset([Tensor.__getitem__, torch.index_select, Tensor.index_select, F.embedding, torch.embedding])
 _NOT_IN_PLACE = ("__invert__", "__index__", "__int__", "__iter__")
 
 
@@ -76,7 +79,7 @@ class Capture(TorchFunctionMode):
         if self.apart:
             if self.apart != "off":
                 self._look_on(func, args, kwargs)
-            return func(*args, **kwargs)
+            return embedding_apart(*args, **kwargs) if func is F.embedding else func(*args, **kwargs)
         marked: list[Tensor] = []
         trainable: list[Tensor] = []
         _sort(args, marked, trainable)
@@ -106,7 +109,7 @@ class Capture(TorchFunctionMode):
                 raise
         else:
             if trainable and not _only_asks(func):
-                self._note_contact_without_gradient(func, trainable)
+                self._note_contact_without_gradient(func, args, trainable)
             out = func(*args, **kwargs)
         self._mark_outputs(func, marked, args, kwargs, out)
         return out
@@ -130,19 +133,34 @@ class Capture(TorchFunctionMode):
             contact.refuse("this function is not known to the engine")
         return rule(contact, *args, **kwargs)
 
-    def _note_contact_without_gradient(self, func: Callable[..., Any], trainable: list[Tensor]) -> None:
-        """Under no_grad a contact has no rule to go to; but its gradient may come another way."""
+    def _note_contact_without_gradient(
+        self, func: Callable[..., Any], operands: tuple[Any, ...], trainable: list[Tensor]
+    ) -> None:
+        """Under no_grad a contact has no rule to go to; but its gradient may come another way.
+
+        Reentrant checkpointing will run it again, with gradients.
+        """
         if in_autograd_function():
             self._refuse(unseen_error(self._describe_module()), trainable)
-        if find_rule(func) is None:  # reentrant checkpointing will run it again, with gradients
-            self.failed(NoRuleError(f"`{func.__name__}` in {self._describe_module()} has no rule."), trainable)
+        call = f"`{func.__name__}` in {self._describe_module()}"
+        looks_up = func in _LOOKUPS  # elsewhere, integers say how many rows there are, as to grouped products
+        marks = [mark_of(value) for value in tensors_in(operands) if looks_up or value.is_floating_point()]
+        lost = [mark.lost for mark in marks if mark is not None and mark.layout is None]
+        if find_rule(func) is None:
+            self.failed(NoRuleError(f"{call} has no rule."), trainable)
+        elif lost:
+            self.failed(LayoutError(f"{call} reads rows that lost their samples in `{lost[0]}`."), trainable)
 
     def _unmarked_call(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], trainable: list[Tensor]
     ) -> Any:
         """A call on parameters and constants alone: autograd builds its graph as usual."""
+        if _only_asks(func) and func not in VIEW_GETTERS:
+            return func(*args, **kwargs)
         unseen = torch._C._functorch.peek_interpreter_stack() is not None
-        if unseen or not all(is_derived(value) for value in trainable):
+        # What crossed a checkpoint is looked at when it is recomputed.
+        hidden = func is Tensor.detach or not torch.is_grad_enabled()
+        if unseen or not all((hidden and crossing_of(value)) or is_derived(value) for value in trainable):
             self._refuse(unseen_error(self._describe_module()), trainable)
         out = embed_once(func, args, kwargs)
         if out is None:

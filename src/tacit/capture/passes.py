@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from tacit.errors import SecondBackwardError
 from tacit.uses import Units, Use
+
+if TYPE_CHECKING:
+    from tacit.capture.crossings import Crossing
 
 
 def current_task() -> int:
@@ -54,6 +57,7 @@ class Pass:
         units: which rows are one unit of privacy; None if each is one by itself.
         inputs: the batch inputs of its outermost forwards, the first of each.
         contacts: how many uses of each parameter the forwards promised.
+        crossings: for each call of a checkpointed module, which outputs may be made of parameters alone.
         plain_only: two passes cannot be run over it (an input wants a gradient, or reentrant checkpointing).
         finished: the clipping has run.
         sink: where uses go instead, while two passes run.
@@ -68,6 +72,7 @@ class Pass:
         self.dummy = dummy
         self.synthetic = synthetic
         self.contacts: dict[str, int] = {}
+        self.crossings: dict[object, list[list[Crossing | None]]] = {}
         self.finished = False
         self.plain_only = False
         self.sink: Callable[[str, Use], None] | None = None
@@ -116,6 +121,10 @@ class Pass:
             self._task = task
         self._uses.setdefault(name, []).append(use)
 
+    def take(self, name: str) -> list[Use]:
+        """Take away the uses recorded under a name."""
+        return self._uses.pop(name, [])
+
     def finish(self) -> None:
         """Clip what this backward recorded. Called by autograd once all rules have run."""
         task = current_task()
@@ -126,6 +135,9 @@ class Pass:
                 "losses and call backward() once, or run the forward again after the first backward()."
             )
         uses = self._uses if self._task == task else {}
+        for crossing in (c for calls in self.crossings.values() for call in calls for c in call if c is not None):
+            if crossing.name in uses:
+                raise crossing.error("the checkpoint was not recomputed before the batch was clipped")
         self.clipped = self._clip(self, uses)
         self.finished = True
         self._task = task

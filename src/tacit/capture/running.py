@@ -41,6 +41,11 @@ class Runner:
         entrance, _ = self._path[-1]
         return f"{entrance.path}, {type(entrance.module).__name__}.forward"
 
+    @property
+    def gradients_outside(self) -> bool:
+        """Whether gradients were on when the innermost running module was entered."""
+        return bool(self._path) and self._path[-1][1]
+
     def run(self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a module within a forward."""
         self._path.append((entrance, torch.is_grad_enabled()))
@@ -71,6 +76,7 @@ class Runner:
         """
         random = random_state(device)
         contacts = dict(frame.run.contacts)
+        crossings = {module: list(calls) for module, calls in frame.run.crossings.items()}
         inputs = list(tensors_in((args, kwargs)))
         versions = [value._version for value in inputs]
         while True:
@@ -88,6 +94,7 @@ class Runner:
                 self._failure = None
             set_random_state(device, random)
             frame.run.contacts = dict(contacts)
+            frame.run.crossings = {module: list(calls) for module, calls in crossings.items()}
 
     def _refuse_lost_outputs(self, out: Any, entrance: Entrance) -> None:
         """No rule looks at what comes behind the last parameter: an output has to show where its samples are.

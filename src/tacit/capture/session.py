@@ -16,12 +16,11 @@ from tacit.capture.inputs import batch_size, empty_outputs, one_sample, size_of
 from tacit.capture.losses import refuse_batch_counts
 from tacit.capture.marks import Mark, clear_mark, map_tensors, mark_of, set_mark, tensors_in
 from tacit.capture.passes import Clip, ClippedSums, Pass, current_task
+from tacit.capture.recomputation import Recomputation
 from tacit.capture.running import Runner
 from tacit.capture.units import units_of
 from tacit.errors import ConfigurationError, MixingError, SecondBackwardError
 from tacit.uses import Layout, Units, Use
-
-Patterns = dict[tuple[torch.Size, ...], list[Mark | None]]
 
 
 class Session:
@@ -58,8 +57,7 @@ class Session:
         self._batch_dim = 0 if batch_first else 1
         others = {name: p for name, p in module.named_parameters() if name not in self.parameters}
         self._runner = Runner(Names(dict(self.parameters), dict(others)), self._state_at, apart=apart)
-        self._patterns: dict[Entrance, tuple[Pass, Patterns]] = {}
-        self._nested: dict[Entrance, tuple[Pass, int]] = {}
+        self._recomputation = Recomputation(self._runner)
         self._at_hand = at_hand
         self._addresses: dict[int, str] | None = None
         self.synthetic = False
@@ -98,7 +96,7 @@ class Session:
         for entrance in self._entrances:
             entrance.remove()
         self.guard.remove()
-        self._patterns.clear()
+        self._recomputation.forget()
         self.forget()
 
     # Entering a module
@@ -108,11 +106,7 @@ class Session:
         if self._runner.capture.apart:
             return entrance.inner(*args, **kwargs)
         if frame is not None:
-            if frame.recomputed_in is None:
-                self._remember(entrance, frame.run, args, kwargs)
-            else:  # a checkpoint within a checkpoint will run it once more, in a backward within this one
-                self._nested[entrance] = frame.run, frame.recomputed_in
-            return self._runner.run(entrance, args, kwargs)
+            return self._recomputation.watch(frame, entrance, args, kwargs)
         if torch.compiler.is_compiling():
             raise NotImplementedError("torch.compile is not supported yet: call the original model.")
         if not (self.enabled and torch.is_grad_enabled()):
@@ -121,7 +115,7 @@ class Session:
             self.guard.unwatched_forward = entrance.path
             return entrance.inner(*args, **kwargs)
         if current_task() != -1:
-            return self._recompute(entrance, args, kwargs)
+            return self._recomputation.run(entrance, args, kwargs, self._device)
         return self._outermost(entrance, args, kwargs)
 
     def _outermost(self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -143,7 +137,7 @@ class Session:
             run.inputs += batch[:1]
             for value in batch:
                 set_mark(value, Mark(Layout(run.samples, self._batch_dim if value.dim() > self._batch_dim else 0)))
-            self._remember(entrance, run, args, kwargs)
+            self._recomputation.remember(entrance, run, args, kwargs)
             out = self._runner.until_it_fits(Frame(run, carrier), entrance, args, kwargs, self._device)
             if run.plain_only:
                 out = map_tensors(lambda value: _keep_mark(value, tie(carrier, value)), out)
@@ -220,34 +214,6 @@ class Session:
         self._current = run, carrier, key
         return run, carrier
 
-    # Recomputation by activation checkpointing
-
-    def _remember(self, entrance: Entrance, run: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Keep which inputs were marked: recomputation passes other tensor objects."""
-        tensors = list(tensors_in((args, kwargs)))
-        known = self._patterns.get(entrance)
-        if known is None or known[0] is not run:
-            known = self._patterns[entrance] = (run, {})
-        known[1][tuple(t.shape for t in tensors)] = [mark_of(t) for t in tensors]
-        if not torch.is_grad_enabled():
-            run.plain_only = True  # perhaps reentrant checkpointing, which a norm pass cannot cross
-
-    def _recompute(self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        tensors = list(tensors_in((args, kwargs)))
-        run, patterns = self._patterns.get(entrance, (None, {}))
-        marks = patterns.get(tuple(t.shape for t in tensors))
-        if run is None or marks is None:
-            raise SecondBackwardError(
-                f"{entrance.path} ran inside a backward without a forward of its own before it. If the whole private "
-                "model is checkpointed with use_reentrant=True, use use_reentrant=False, or checkpoint its blocks."
-            )
-        for value, mark in zip(tensors, marks, strict=True):
-            if mark is not None:
-                set_mark(value, mark)
-        anchor = torch.zeros((), device=self._device, requires_grad=True)
-        outer, task = self._nested.get(entrance, (run, current_task()))
-        return self._runner.once(Frame(run, anchor, task if outer is run else current_task()), entrance, args, kwargs)
-
     # The end of a pass
 
     def _on_finished(self, run: Pass, uses: Mapping[str, list[Use]]) -> ClippedSums:
@@ -259,7 +225,7 @@ class Session:
                 "hand (split it with BatchMemoryManager), or call backward() after each forward."
             )
         self._clipped_task = task
-        self._nested.clear()
+        self._recomputation.finished()
         if self._current is not None and self._current[0] is run:
             self._current = None
         clipped = self._clip(run, uses)

@@ -60,7 +60,7 @@ def _product(x: Tensor, weight: Tensor, expert: Tensor) -> Tensor:
     return y
 
 
-@rule_for(*methods(["grouped_mm"], F), *methods(["_grouped_mm"], torch))
+@rule_for(*methods(["grouped_mm"], F), *methods(["_grouped_mm"], torch), always=True)
 def grouped_mm(
     contact: Contact,
     mat_a: Tensor,
