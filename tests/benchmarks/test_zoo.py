@@ -1,31 +1,38 @@
-"""Every model of the table, full, with adapters and checkpointed, in every mode."""
+"""Every model of the table, in every way of training it that the table shows."""
 
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from benchmarks.models_table import measure
+from benchmarks.zoo.entry import in_bfloat16, single
 
 from benchmarks import zoo
+from tacit.errors import PrivacyError
 from tacit.testing import check_exactness, private_gradients
 
 MODES = pytest.mark.parametrize("mode", ["auto", "hooks", "ghost"])
-NAMES = pytest.mark.parametrize("name", zoo.MODELS)
+REFUSED = ("WGAN-GP critic",)
+NAMES = pytest.mark.parametrize("name", [name for name in zoo.MODELS if name not in REFUSED])
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad"),
 ]
-# They normalize, or route, in float32 inside.
-IN_FLOAT32 = {"Llama", "Mistral", "Qwen3", "Mixtral", "T5"}
 
 
-def hold(name: str, model: nn.Module, mode: str, B: int = 3, T: int = 5) -> None:
+def having(way: zoo.Way) -> Any:
+    names = [name for name, entry in zoo.MODELS.items() if way in zoo.ways_of(entry) and name not in REFUSED]
+    return pytest.mark.parametrize("name", names)
+
+
+def hold(name: str, way: zoo.Way, mode: str = "auto", B: int = 3, T: int = 5) -> None:
+    entry = zoo.MODELS[name]
     report = check_exactness(
-        model,
-        zoo.loss_of,
-        zoo.batch_of(name, B, T),
+        zoo.ways_of(entry)[way](),
+        entry.loss,
+        entry.batch_of(B, T),
         grad_sample_mode=mode,
-        tolerance=1e-6 if name in IN_FLOAT32 else 1e-9,
+        tolerance=entry.precision,
     )
     assert float(report.reference.norms.max()) > 0
 
@@ -33,38 +40,39 @@ def hold(name: str, model: nn.Module, mode: str, B: int = 3, T: int = 5) -> None
 @MODES
 @NAMES
 def test_full(name: str, mode: str) -> None:
-    hold(name, zoo.build(name), mode)
+    hold(name, "full", mode)
 
 
+@pytest.mark.parametrize(("B", "T"), [(4, 4), (1, 2), (2, 2)])
 @NAMES
-def test_sizes_that_coincide(name: str) -> None:
-    hold(name, zoo.build(name), "auto", 4, 4)
-    hold(name, zoo.build(name), "auto", 1, 2)
+def test_sizes_that_coincide(name: str, B: int, T: int) -> None:
+    hold(name, "full", "auto", B, T)
 
 
 @MODES
-@NAMES
+@having("LoRA")
 def test_adapters(name: str, mode: str) -> None:
-    hold(name, zoo.with_lora(name), mode)
+    hold(name, "LoRA", mode)
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
-@NAMES
-def test_checkpointing(name: str, reentrant: bool) -> None:
-    if reentrant and name == "ViT":
-        pytest.skip("it has no input embeddings to require a gradient")
-    hold(name, zoo.checkpointed(zoo.build(name), reentrant=reentrant), "auto")
+@pytest.mark.parametrize("way", ["checkpointing", "checkpointing, reentrant"])
+@having("checkpointing")
+def test_checkpointing(name: str, way: zoo.Way) -> None:
+    hold(name, way)
 
 
 @NAMES
 def test_bfloat16(name: str) -> None:
-    model, batch = zoo.build(name).float(), zoo.batch_of(name)
-    batch = {key: value.float() if value.is_floating_point() else value for key, value in batch.items()}
-
-    def loss(m: nn.Module, b: Any) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return zoo.loss_of(m, b)
-
-    norms, _ = private_gradients(model, loss, batch, max_grad_norm=1.0)
-    exactly, _ = private_gradients(model, zoo.loss_of, batch, max_grad_norm=1.0)
+    entry = zoo.MODELS[name]
+    model, batch = zoo.ways_of(entry)["bf16"](), single(entry.batch_of())
+    norms, _ = private_gradients(model, in_bfloat16(entry.loss), batch, max_grad_norm=1.0)
+    exactly, _ = private_gradients(model, entry.loss, batch, max_grad_norm=1.0)
     torch.testing.assert_close(norms, exactly, rtol=0.1, atol=0.0)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str) -> None:
+    entry = zoo.MODELS[name]
+    with pytest.raises(PrivacyError, match="gradient penalties"):
+        private_gradients(entry.model(), entry.loss, entry.batch_of(), max_grad_norm=1.0)
+    assert measure(entry, "full") == "refused"

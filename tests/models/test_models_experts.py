@@ -5,7 +5,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-import torch.nn.functional as F
+from benchmarks.zoo.networks import Routed
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, MixtralConfig, Qwen2MoeConfig
 
@@ -112,49 +112,10 @@ def test_the_load_balancing_loss_mixes_samples(exact_auto: Any) -> None:
         exact_auto.loss(model, lambda m, b: m(b, labels=b).loss, torch.randint(0, 11, (4, 4)))
 
 
-class Experts(nn.Module):
-    """Top-1 routing in one of three styles."""
-
-    def __init__(self, style: str, d: int = 4, count: int = 4) -> None:
-        super().__init__()
-        self.style = style
-        self.router = nn.Linear(d, count)
-        self.experts = nn.ModuleList([nn.Sequential(nn.Linear(d, d), nn.Tanh(), nn.Linear(d, d)) for _ in range(count)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        weights, chosen = self.router(rows).softmax(-1).max(-1)
-        if self.style == "masks":
-            out = torch.zeros_like(rows)
-            for e, expert in enumerate(self.experts):
-                mask = chosen == e
-                if mask.any():
-                    out[mask] = expert(rows[mask]) * weights[mask][:, None]
-        elif self.style == "index_add":
-            out = torch.zeros_like(rows)
-            for e, expert in enumerate(self.experts):
-                (places,) = torch.where(chosen == e)
-                if len(places):
-                    out = out.index_add(0, places, expert(rows[places]) * weights[places, None])
-        else:
-            out = torch.stack([expert(rows) for expert in self.experts], 1)
-            out = (out * F.one_hot(chosen, len(self.experts))[..., None]).sum(1) * weights[:, None]
-        return out.view(x.shape)
-
-
 @pytest.mark.parametrize(("B", "T"), [(3, 5), (4, 4), (1, 3), (2, 1)])
 @pytest.mark.parametrize("style", ["masks", "index_add", "dense"])
 def test_experts_as_people_write_them(exact: Any, style: str, B: int, T: int) -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.experts, self.head = nn.Linear(4, 4), Experts(style), nn.Linear(4, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.first(x)
-            return self.head(x + self.experts(x))
-
-    exact(Net(), torch.randn(B, T, 4))
+    exact(Routed(style), torch.randn(B, T, 4))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "error::tacit.errors.FallbackWarning")

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from benchmarks.zoo.networks import SimSiam
 from torch import Tensor, nn
 
 from tacit.errors import FallbackWarning, SecondBackwardError
@@ -114,17 +115,6 @@ def test_convolutional_networks(exact: Any, make: Any, B: int, size: int) -> Non
 def test_transformer_encoder(exact: Any, B: int, T: int, d: int, heads: int, fused: bool, fold: bool) -> None:
     model = Encoder(d, heads, fused=fused, fold=fold).double()
     exact.loss(model, classify, (torch.randint(0, 11, (B, T)), torch.arange(B) % CLASSES), nn.CrossEntropyLoss())
-
-
-class SimSiam(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.ReLU(), nn.Linear(4, 4))
-        self.predictor = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
-
-    def forward(self, one: Tensor, two: Tensor) -> tuple[Tensor, ...]:
-        z1, z2 = self.encoder(one), self.encoder(two)
-        return self.predictor(z1), self.predictor(z2), z1.detach(), z2.detach()
 
 
 def negative_cosine(p: Tensor, z: Tensor) -> Tensor:

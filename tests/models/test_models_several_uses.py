@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from benchmarks.zoo.networks import Recursive
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -65,29 +66,15 @@ def test_two_modules_with_one_weight(exact: Any, B: int, T: int) -> None:
     exact(Shared(), torch.randint(0, 6, (B, T)))
 
 
-class Recursive(nn.Module):
-    def __init__(self, *, checkpointed: bool = False) -> None:
-        super().__init__()
-        self.cell = nn.Linear(8, 4)
-        self.start = nn.Parameter(torch.randn(4))
-        self.checkpointed = checkpointed
-
+class Recomputed(Recursive):
     def step(self, x: Tensor, h: Tensor) -> Tensor:
-        return torch.tanh(self.cell(torch.cat([x, h], -1)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.start.expand(x.shape[0], -1)
-        out = []
-        for t in range(x.shape[1]):
-            h = checkpoint(self.step, x[:, t], h, use_reentrant=False) if self.checkpointed else self.step(x[:, t], h)
-            out.append(h)
-        return torch.stack(out, 1)
+        return checkpoint(super().step, x, h, use_reentrant=False)
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("network", [Recursive, Recomputed])
 @pytest.mark.parametrize(("B", "T"), [(3, 5), (4, 4), (1, 3)])
-def test_recursion(exact: Any, B: int, T: int, checkpointed: bool) -> None:
-    exact(Recursive(checkpointed=checkpointed), torch.randn(B, T, 4))
+def test_recursion(exact: Any, B: int, T: int, network: type[Recursive]) -> None:
+    exact(network(), torch.randn(B, T, 4))
 
 
 def test_recursion_over_unbound_positions(exact: Any) -> None:
