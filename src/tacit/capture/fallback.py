@@ -167,7 +167,10 @@ class Fallback:
         entrance = call.entrance
         kind = (
             entrance,
-            *(None if lay is None else t.dim() for t, lay in zip(call.tensors, call.layouts, strict=True)),
+            *(
+                None if lay is None else (t.dim(), lay.dim, lay.outer, lay.inner)
+                for t, lay in zip(call.tensors, call.layouts, strict=True)
+            ),
         )
         known = self._ways.get(kind)
         if known is not None and call.samples > 1 and not anew:

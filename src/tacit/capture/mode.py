@@ -16,7 +16,7 @@ from tacit.capture.contact import CaptureContact, Frame, Names
 from tacit.capture.crossings import crossing_of
 from tacit.capture.derived import is_derived, note_derived, note_made, unseen_error
 from tacit.capture.follow import VIEW_GETTERS, follow
-from tacit.capture.frames import in_autograd_function
+from tacit.capture.frames import in_autograd_function, in_reentrant_checkpoint
 from tacit.capture.losses import COUPLING, uncoupled_mean
 from tacit.capture.marks import Mark, clear_mark, mark_of, set_mark, tensors_in
 from tacit.capture.views import embed_once, note_view
@@ -34,7 +34,6 @@ _NATIVE_STATISTICS = ("input", "weight", "bias", "running_mean", "running_var", 
 _READS_NOTHING = frozenset([Tensor.size, Tensor.dim, Tensor.detach, Tensor.numel, Tensor.stride])
 _FACTORIES = frozenset([torch.zeros, torch.ones, torch.empty, torch.arange, torch.rand, torch.randn])
 _FORM_ONLY = frozenset([Tensor.expand_as, Tensor.view_as, Tensor.reshape_as, Tensor.type_as, Tensor.to])
-_LOOKUPS = frozenset([Tensor.__getitem__, torch.index_select, Tensor.index_select, F.embedding, torch.embedding])
 _NOT_IN_PLACE = ("__invert__", "__index__", "__int__", "__iter__")
 
 
@@ -101,15 +100,16 @@ class Capture(TorchFunctionMode):
             if mean is not None:
                 set_mark(mean, Mark(None, lost=func.__name__, reduced=True))
                 return mean
-        if (trainable and torch.is_grad_enabled()) or (is_always_rewritten(func) and self.frame is not None):
+        differentiated = bool(trainable) and (torch.is_grad_enabled() or in_reentrant_checkpoint())
+        if differentiated or (is_always_rewritten(func) and self.frame is not None):
             try:
                 out = self._contact(func, args, kwargs, trainable)
             except (NoRuleError, LayoutError) as error:
                 self.failed(error, trainable)
                 raise
         else:
-            if trainable and not _only_asks(func):
-                self._note_contact_without_gradient(func, args, trainable)
+            if trainable and not _only_asks(func) and in_autograd_function():
+                self._refuse(unseen_error(self._describe_module()), trainable)
             out = func(*args, **kwargs)
         self._mark_outputs(func, marked, args, kwargs, out)
         return out
@@ -132,24 +132,6 @@ class Capture(TorchFunctionMode):
         if rule is None:
             contact.refuse("this function is not known to the engine")
         return rule(contact, *args, **kwargs)
-
-    def _note_contact_without_gradient(
-        self, func: Callable[..., Any], operands: tuple[Any, ...], trainable: list[Tensor]
-    ) -> None:
-        """Under no_grad a contact has no rule to go to; but its gradient may come another way.
-
-        Reentrant checkpointing will run it again, with gradients.
-        """
-        if in_autograd_function():
-            self._refuse(unseen_error(self._describe_module()), trainable)
-        call = f"`{func.__name__}` in {self._describe_module()}"
-        looks_up = func in _LOOKUPS  # elsewhere, integers say how many rows there are, as to grouped products
-        marks = [mark_of(value) for value in tensors_in(operands) if looks_up or value.is_floating_point()]
-        lost = [mark.lost for mark in marks if mark is not None and mark.layout is None]
-        if find_rule(func) is None:
-            self.failed(NoRuleError(f"{call} has no rule."), trainable)
-        elif lost:
-            self.failed(LayoutError(f"{call} reads rows that lost their samples in `{lost[0]}`."), trainable)
 
     def _unmarked_call(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], trainable: list[Tensor]

@@ -15,7 +15,7 @@ from tacit.capture.inputs import refuse_mixed_outputs
 from tacit.capture.marks import mark_of, tensors_in
 from tacit.capture.mode import Capture
 from tacit.capture.randomness import random_state, set_random_state
-from tacit.errors import LayoutError, NoRuleError, UnseenError
+from tacit.errors import LayoutError, NoRuleError
 
 
 class Runner:
@@ -32,7 +32,6 @@ class Runner:
         self._fallback = Fallback(self.capture, everything=apart)
         self._path: list[tuple[Entrance, bool]] = []  # and whether gradients were on when it was entered
         self._failure: Failure | None = None
-        self._adopted_quietly = False
 
     def here(self) -> str:
         """Name the innermost module that is running."""
@@ -80,7 +79,6 @@ class Runner:
         inputs = list(tensors_in((args, kwargs)))
         versions = [value._version for value in inputs]
         while True:
-            self._adopted_quietly = False
             try:
                 out = self.once(frame, entrance, args, kwargs)
                 refuse_mixed_outputs(out, entrance.path)
@@ -118,16 +116,8 @@ class Runner:
 
     def _may_run_again(self, error: NoRuleError | LayoutError) -> bool:
         failure = self._failure
-        if failure is None or failure.error is not error:
-            return False
-        return self._adopted_quietly or self._fallback.adopt(failure)
+        return failure is not None and failure.error is error and self._fallback.adopt(failure)
 
     def _note(self, error: NoRuleError | LayoutError, trainable: Sequence[Tensor]) -> None:
-        """Remember a call that no rule could take. Under no_grad it may become one when it is recomputed."""
-        quiet = not (torch.is_grad_enabled() or isinstance(error, UnseenError) or self.capture.apart)
-        path = tuple(entrance for entrance, had_gradients in self._path if not (quiet and had_gradients))
-        failure = Failure(error, path, tuple(trainable))
-        if quiet:
-            self._adopted_quietly |= self._fallback.adopt(failure)
-        else:
-            self._failure = failure
+        """Remember a call that no rule could take."""
+        self._failure = Failure(error, tuple(entrance for entrance, _ in self._path), tuple(trainable))

@@ -10,7 +10,7 @@ from tacit.rules.contact import Contact
 from tacit.rules.registry import methods, rule_for
 
 
-@rule_for(F.bilinear)
+@rule_for(F.bilinear, always=True)
 def bilinear(contact: Contact, input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``y_p = x₁ᵀ W_p x₂ + bias_p``: a linear layer on all products of the inputs' features."""
     call = contact.call
