@@ -174,3 +174,23 @@ def test_within_a_checkpointed_module_a_function_that_hands_the_batch_on() -> No
     torch.manual_seed(0)
     with pytest.raises(PrivacyError, match="could not be seen|use_reentrant"):
         private_gradients(Net().double(), on_values, inputs(), max_grad_norm=1.0)
+
+
+def test_a_pull_back_that_recomputes_a_checkpoint_around_another() -> None:
+    """The gradient of a derived weight unpacks what the outer checkpoint saved: all that runs is one backward."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(D, D)
+            self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(D, D))
+            self.scale = nn.Parameter(torch.rand(1))
+
+        def outer(self, x: Tensor) -> Tensor:
+            return self.normed(checkpoint(self.normed, x, use_reentrant=True))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return (self.scale * checkpoint(self.outer, self.first(x), use_reentrant=False),)
+
+    torch.manual_seed(0)
+    hold(Net(), on_values)

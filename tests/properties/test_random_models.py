@@ -1,12 +1,15 @@
 """Random models, held to the loop over single samples, and to the bound under attack."""
 
 import copy
+import math
+from typing import Any
 
 import pytest
 import torch
 from generator import Program, build, programs
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from tacit.capture.marks import map_tensors
 from tacit.testing import check_exactness, private_gradients
@@ -14,6 +17,7 @@ from tacit.testing import check_exactness, private_gradients
 pytestmark = [
     pytest.mark.filterwarnings("ignore::tacit.errors.FallbackWarning"),
     pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad"),
+    pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight"),
 ]
 MODES = ("auto", "hooks", "ghost")
 SHARDS = 4
@@ -92,3 +96,40 @@ def test_no_sample_moves_the_clipped_sum_by_more_than_the_bound(dtype: torch.dty
         assert float(moved) <= BOUND * (1 + 1e-5)
 
     bounded()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_one_sample_leaves_what_its_norm_says_in_every_precision(precision: str) -> None:
+    """Rounding may move a gradient, but never past the bound, and never away from its norm."""
+
+    @seed(11)
+    @EVERY_TIME
+    @given(program=programs(), mode=st.sampled_from(MODES), attack=st.sampled_from(["", *ATTACKS]))
+    def alone(program: Program, mode: str, attack: str) -> None:
+        case = build(program, torch.float32)
+
+        def loss_fn(model: nn.Module, batch: Any, criterion: nn.Module) -> torch.Tensor:
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+                return case.loss_fn(model, batch, criterion)
+
+        one = map_tensors(lambda value: value[-1:], case.batch)
+        if attack:
+            one = tuple(attacked(value, attack, target=i == len(one) - 1) for i, value in enumerate(one))
+        for bound in (BOUND, 1e30):
+            norms, sums = private_gradients(
+                copy.deepcopy(case.model),
+                loss_fn,
+                one,
+                max_grad_norm=bound,
+                grad_sample_mode=mode,
+                loss_reduction=program.reduction,
+                criterion=case.criterion,
+            )
+            left = float(torch.cat([total.double().flatten() for total in sums.values()]).norm())
+            assert left <= bound * (1 + 1e-5)
+            if math.isfinite(float(norms)):
+                assert left == pytest.approx(min(float(norms), bound), rel=1e-4)
+            else:
+                assert left == 0.0
+
+    alone()

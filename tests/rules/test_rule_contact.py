@@ -44,7 +44,7 @@ def test_a_batch_in_the_features_is_refused(exact_auto: Any) -> None:
 
 
 def test_a_lost_batch_is_refused_and_the_call_that_lost_it_is_named(exact_auto: Any) -> None:
-    with pytest.raises(LayoutError, match="since `mean`"):
+    with pytest.raises(LayoutError, match="in `mean`"):
         exact_auto.private(lambda x, w: x + F.linear(x.mean(0), w), torch.randn(4, 4), w=(4, 4))
 
 

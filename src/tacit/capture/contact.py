@@ -134,12 +134,7 @@ class CaptureContact(Contact):
         if mark is None:
             return None
         if mark.layout is None:
-            raise LayoutError(
-                f"{self.where()}: the batch dimension of an operand of shape {tuple(getattr(value, 'shape', ()))} "
-                "is "
-                f"not known any more since `{mark.lost}`, so its rows cannot be told apart by sample and the gradient "
-                "cannot be clipped. Keep the batch as one dimension up to this call, or freeze the parameter."
-            )
+            raise LayoutError(self._lost(mark, value))
         if mark.pointer:
             raise LayoutError(
                 f"{self.where()}: an operand of shape {tuple(getattr(value, 'shape', ()))} holds numbers of rows of "
@@ -152,6 +147,19 @@ class CaptureContact(Contact):
                 f"{self._frame.run.samples}. Detach what is kept from an earlier batch and pass it as an input."
             )
         return mark.layout
+
+    def _lost(self, mark: Mark, value: object) -> str:
+        operand = f"{self.where()}: an operand of shape {tuple(getattr(value, 'shape', ()))}"
+        if mark.mixed:
+            return (
+                f"{operand} combines different samples of the batch, or rows that other samples chose, since "
+                f"`{mark.lost}`: one sample then moves the gradients of others, and clipping bounds nothing. Let each "
+                "sample's rows depend on that sample alone, or freeze the parameter."
+            )
+        return (
+            f"{operand} has lost its batch dimension in `{mark.lost}`, so its rows cannot be told apart by sample and "
+            "the gradient cannot be clipped. Keep the batch as one dimension up to this call, or freeze the parameter."
+        )
 
     def slot(self, value: object) -> Slot | None:
         return self._slots.get(id(value))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tacit.capture.passes import within_task
 from tacit.errors import PrivacyError, TacitError, UnseenError
 from tacit.rules import Slot
 from tacit.uses import Dense, Outer, Routed, Use
@@ -178,9 +179,10 @@ def pull_back(value: Tensor, leaves: Sequence[Tensor], dense: Tensor) -> list[Te
 
 
 def _gradients(value: Tensor, leaves: Sequence[Tensor], g: Tensor, *, batched: bool) -> Sequence[Tensor | None]:
-    return torch.autograd.grad(
-        value, leaves, grad_outputs=g, is_grads_batched=batched, retain_graph=True, allow_unused=True
-    )
+    with within_task():
+        return torch.autograd.grad(
+            value, leaves, grad_outputs=g, is_grads_batched=batched, retain_graph=True, allow_unused=True
+        )
 
 
 def _stacked(column: Sequence[Tensor | None]) -> Tensor | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,9 +17,22 @@ if TYPE_CHECKING:
     from tacit.capture.crossings import Crossing
 
 
+_within: list[int] = []
+
+
 def current_task() -> int:
-    """The number of the backward that is running in this thread, -1 outside any."""
-    return torch._C._current_graph_task_id()
+    """The number of the backward that is running, -1 outside any. What is pulled back within it belongs to it."""
+    return _within[-1] if _within else torch._C._current_graph_task_id()
+
+
+@contextmanager
+def within_task() -> Iterator[None]:
+    """For backwards of our own: checkpoints that they recompute belong to the backward around them."""
+    _within.append(current_task())
+    try:
+        yield
+    finally:
+        _within.pop()
 
 
 class ClippedSums(Protocol):

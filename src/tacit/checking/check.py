@@ -21,6 +21,7 @@ from tacit.checking.reference import LossFunction, double, single_sample_loop, w
 from tacit.errors import ConfigurationError, PrivacyError
 
 SAMPLES = 4
+_NOTHING = 1e12
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +59,14 @@ class CheckReport:
             )
         lines = [f"- {finding.message}" for finding in self.findings]
         worst = sorted(self.by_parameter.items(), key=lambda item: -item[1])[:5]
-        wrong = [f"{name} ({error:.1e})" for name, error in worst if not error <= TOLERANCE]
+        wrong = [f"{name} ({_share(error)})" for name, error in worst if not error <= TOLERANCE]
         if wrong:
             lines.append(f"- the parameters that differ most from the loop over single samples: {', '.join(wrong)}.")
         return "The check found:\n" + "\n".join(lines)
+
+
+def _share(error: float) -> str:
+    return f"{error:.1e}" if error < _NOTHING else "single samples give it no gradient"
 
 
 def check_model(

@@ -101,6 +101,6 @@ def refuse_double_backward() -> None:
     if torch.is_grad_enabled():
         raise NoRuleError(
             "backward(create_graph=True) went through a private model. Second derivatives with respect to its "
-            "parameters would bypass the clipping. Compute gradient penalties on a detached copy of the model, or "
-            "leave the term out."
+            "parameters would bypass the clipping. Leave gradient penalties out, or bound the slope another way "
+            "(spectral_norm)."
         )

@@ -40,7 +40,7 @@ class Use(ABC):
 
     @abstractmethod
     def dense(self) -> Tensor:
-        """Return ``G`` itself: shape ``(B, *shape)``."""
+        """Return ``G`` itself, ``(B, *shape)``, in float32 at least: sums of several must match their joint norms."""
 
     @abstractmethod
     def without(self, dropped: Tensor) -> Use:

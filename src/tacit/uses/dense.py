@@ -26,7 +26,7 @@ class Dense(Use):
         return rows.t().mv(factors.to(rows.dtype)).view(self.shape)
 
     def dense(self) -> Tensor:
-        return self.gradients
+        return wide(self.gradients)
 
     def without(self, dropped: Tensor) -> Use:
         return Dense(zero_samples(self.gradients, dropped))

@@ -82,7 +82,8 @@ class Outer(Use):
         return total.to(wide(self.a).dtype)
 
     def dense(self) -> Tensor:
-        pair = (self.g, self.a) if self.flipped else (self.a, self.g)
+        a, g = wide(self.a), wide(self.g)
+        pair = (g, a) if self.flipped else (a, g)
         return _products(*pair).view(self.samples, *self.shape)
 
     def without(self, dropped: Tensor) -> Use:

@@ -31,7 +31,8 @@ def check_attachable(module: nn.Module, optimizer: Optimizer) -> dict[str, nn.Pa
     private = [name or "the model" for name, m in module.named_modules() if _is_private(m)]
     if private:
         raise ConfigurationError(
-            f"{private[0]} is private already: make_private() was called twice. Call detach() on the first engine."
+            f"{private[0]} is private already: make_private() was called twice. Two engines would clip and count each "
+            "other's gradients. Call detach() on the first engine, or go on with what it returned."
         )
     _check_batch_norm(module)
     return _private_parameters(module, optimizer)
