@@ -1,5 +1,6 @@
 """Every model of the table, in every way of training it that the table shows."""
 
+import warnings
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from benchmarks.models_table import measure
 from benchmarks.zoo.entry import in_bfloat16, single
 
 from benchmarks import zoo
-from tacit.errors import PrivacyError
+from tacit.errors import CoupledLossWarning, PrivacyError
 from tacit.testing import check_exactness, private_gradients
 
 MODES = pytest.mark.parametrize("mode", ["auto", "hooks", "ghost"])
@@ -76,3 +77,23 @@ def test_refused(name: str) -> None:
     with pytest.raises(PrivacyError, match="gradient penalties"):
         private_gradients(entry.model(), entry.loss, entry.batch_of(), max_grad_norm=1.0)
     assert measure(entry, "full") == "refused"
+
+
+@MODES
+@pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.parametrize("name", zoo.HUGGING_FACE)
+def test_the_loss_that_the_model_computes_itself(name: str, mode: str, ignored: bool) -> None:
+    """A mean over tokens is each sample's own mean, also if samples have different numbers of them."""
+    entry = zoo.MODELS[name]
+    batch = {key: value for key, value in entry.batch_of(3, 5).items() if key not in ("y", "decoder_input_ids")}
+    if name == "ViT":
+        batch["labels"] = torch.tensor([0, 2, 1])
+    else:
+        batch["labels"] = batch["input_ids"].clone()
+        batch["labels"][1, 2:] = -100 if ignored else 5
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CoupledLossWarning)
+        report = check_exactness(
+            entry.model(), lambda m, b: m(**b).loss, batch, grad_sample_mode=mode, tolerance=max(entry.precision, 1e-6)
+        )
+    assert float(report.reference.norms.min()) > 0
