@@ -14,6 +14,7 @@ from tacit.accounting import (
     epsilon,
     noise_multiplier,
 )
+from tacit.accounting.calibration import chi_square
 from tacit.errors import ConfigurationError
 
 PLAN = {"target_epsilon": 3.0, "target_delta": 1e-4, "sample_rate": 0.035, "steps": 840}
@@ -74,10 +75,10 @@ def test_planned_mixture_with_past_spending():
     assert 3.0 * (1 - 1e-3) <= accountant.get_epsilon(1e-5) <= 3.0
 
 
-def test_delta_near_the_chance_of_being_sampled_errs_to_the_safe_side():
-    plan = {"sample_rate": 1e-6, "steps": 1}
-    found = noise_multiplier(target_epsilon=3.0, target_delta=0.1, **plan)
-    assert epsilon(noise_multiplier=found, delta=0.1, **plan) <= 3.0
+def test_a_delta_above_the_chance_of_being_sampled_is_refused():
+    """Any noise would do, even none to speak of: with probability 1 − δ the record is in no batch."""
+    with pytest.raises(ConfigurationError, match="protect nobody"):
+        noise_multiplier(target_epsilon=3.0, target_delta=0.1, sample_rate=1e-6, steps=1)
 
 
 def test_unreachable_targets_are_refused():
@@ -107,3 +108,10 @@ def test_epsilon_refuses_bad_arguments(name, value):
     plan = {"noise_multiplier": 1.0, "sample_rate": 0.1, "steps": 10, "delta": 1e-5}
     with pytest.raises(ConfigurationError, match=name):
         epsilon(**{**plan, name: value})
+
+
+def test_chi_square_of_one_draw_matches_the_mixture_formula():
+    release = PoissonRelease(1.3, 0.2)
+    assert chi_square(release) == pytest.approx(0.04 * math.expm1(1 / 1.69))
+    assert chi_square(PoissonRelease(1.3, 0.2, 2)) > 2 * chi_square(release)
+    assert chi_square(PoissonRelease(1e-3, 0.2)) == chi_square(PoissonRelease(1e-3, 0.2, 2)) == math.inf

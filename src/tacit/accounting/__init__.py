@@ -3,16 +3,20 @@
 from tacit.accounting.accountants import Accountant, PLDAccountant, RDPAccountant, create_accountant
 from tacit.accounting.calibration import calibrate, epsilon, noise_multiplier
 from tacit.accounting.events import EpochRelease, PoissonRelease, Release
+from tacit.accounting.intervals import Interval, delta_interval, epsilon_interval
 
 __all__ = [
     "Accountant",
     "EpochRelease",
+    "Interval",
     "PLDAccountant",
     "PoissonRelease",
     "RDPAccountant",
     "Release",
     "calibrate",
     "create_accountant",
+    "delta_interval",
     "epsilon",
+    "epsilon_interval",
     "noise_multiplier",
 ]

@@ -18,7 +18,7 @@ from tacit.accounting.events import (
     release_from_dict,
     release_to_dict,
 )
-from tacit.accounting.pld import pld_epsilon
+from tacit.accounting.intervals import Interval
 from tacit.accounting.rdp import rdp_epsilon
 from tacit.errors import CheckpointError, ConfigurationError
 
@@ -113,6 +113,25 @@ class Accountant(ABC):
             self._epsilons[delta] = epsilon
         return self._epsilons[delta]
 
+    def get_interval(self, delta: float) -> Interval:
+        """An interval that contains the ε at `delta` of everything released so far, whatever the accountant.
+
+        Args:
+            delta: probability with which the ε bound may fail, strictly between 0 and 1.
+
+        Raises:
+            ConfigurationError: if `delta` is outside its range.
+        """
+        delta = checked_delta("delta", delta)
+        composition = compose(self._history)
+        if composition.empty:
+            return Interval(0.0, 0.0, "closed form")
+        if composition.noiseless:
+            return Interval(float("inf"), float("inf"), "closed form")
+        from tacit.accounting.certified import certified_epsilon
+
+        return certified_epsilon(composition, delta)
+
     def state_dict(self) -> dict[str, Any]:
         """The history as JSON-able data, for checkpoints."""
         return {
@@ -159,12 +178,14 @@ class RDPAccountant(Accountant):
 
 
 class PLDAccountant(Accountant):
-    """Privacy loss distributions composed numerically: the tightest ε, and still a bound."""
+    """Privacy loss distributions composed with a certificate: the tightest ε, and still a bound."""
 
     name = "pld"
 
     def _bound(self, composition: Composition, delta: float) -> float:
-        return pld_epsilon(composition, delta)
+        from tacit.accounting.certified import certified_epsilon
+
+        return certified_epsilon(composition, delta, lower=False).upper
 
 
 # Opacus calls its numerical composition "prv"; it bounds the same quantity.

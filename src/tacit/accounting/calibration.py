@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable
 from itertools import count
 
 from tacit.accounting.accountants import create_accountant
-from tacit.accounting.composition import compose
+from tacit.accounting.composition import compose, sensitivities
 from tacit.accounting.events import PoissonRelease, Release, checked_count, checked_delta, checked_number
 from tacit.accounting.gaussian import gaussian_epsilon
-from tacit.accounting.pld import chi_square
 from tacit.errors import ConfigurationError
 
 MakeHistory = Callable[[float], Iterable[tuple[Release, int]]]
@@ -162,3 +161,15 @@ def _central_limit_guess(make_history: MakeHistory, target: float, delta: float)
         too_little = composition.noiseless or gaussian_epsilon(math.sqrt(divergence), delta) > target
         low, high = (middle, high) if too_little else (low, middle)
     return math.exp(high)
+
+
+def chi_square(release: PoissonRelease) -> float:
+    """χ² divergence of one release, about the variance of its privacy loss; inf if it overflows."""
+    inverse = 1.0 / release.noise_multiplier**2
+    if release.draws == 1:
+        return release.sample_rate**2 * math.expm1(inverse) if inverse < 700 else math.inf
+    if release.draws**2 * inverse >= 700:
+        return math.inf
+    support, probabilities = sensitivities(release)
+    weighted = list(zip(support, probabilities, strict=True))
+    return math.fsum(p * r * math.expm1(s * t * inverse) for s, p in weighted for t, r in weighted)
