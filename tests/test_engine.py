@@ -165,9 +165,9 @@ class TestRefusals:
         with pytest.raises(TypeError, match="max_gradnorm"):
             make_private(max_gradnorm=1.0)
 
-    def test_secure_mode_is_not_there_yet(self):
-        with pytest.raises(NotImplementedError, match="secure_mode"):
-            PrivacyEngine(secure_mode=True)
+    def test_secure_mode_is_true_or_false(self):
+        with pytest.raises(ConfigurationError, match="secure_mode"):
+            PrivacyEngine(secure_mode="yes")
 
     def test_twice(self):
         parts = make_parts()
@@ -502,6 +502,25 @@ class TestPasses:
         assert model[0].weight.grad is None
         assert engine.stats.norms.shape == (RECORDS,)
         optimizer.step()
+
+
+class TestNoiseSource:
+    def released(self, engine):
+        _, model, optimizer, loader = make_private(make_parts(batch_size=RECORDS), engine, noise_multiplier=1.0)
+        torch.manual_seed(3)
+        backward(model, next(iter(loader)))
+        optimizer.step()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    def test_the_default_is_cryptographic_and_follows_no_seed(self):
+        one, other = PrivacyEngine(), PrivacyEngine()
+        assert not torch.equal(self.released(one), self.released(other))
+        assert "AES" in one.noise_source
+
+    def test_without_secure_mode_it_follows_torchs_seed_and_says_so(self):
+        one, other = PrivacyEngine(secure_mode=False), PrivacyEngine(secure_mode=False)
+        torch.testing.assert_close(self.released(one), self.released(other))
+        assert "reproducible" in one.noise_source
 
 
 class TestStats:

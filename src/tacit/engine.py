@@ -35,19 +35,19 @@ class PrivacyEngine(PrivateRun):
 
     Args:
         accountant: ``"pld"`` (privacy-loss distributions; ``"prv"`` is another name for it) or ``"rdp"``.
-        secure_mode: cryptographic noise. Not available yet: True raises NotImplementedError.
+        secure_mode: noise from a cryptographic generator (on the CPU), which nobody can reproduce. With False it comes
+            from torch's default generator and follows ``torch.manual_seed``: for tests and debugging. It is on record
+            in ``noise_source``.
 
     Attributes:
         accountant: records every release; ``accountant.history`` is what ran.
     """
 
-    def __init__(self, *, accountant: str = "pld", secure_mode: bool = False) -> None:
-        if secure_mode:
-            raise NotImplementedError(
-                "secure_mode=True: noise from a cryptographic generator is not there yet. With secure_mode=False the "
-                "noise comes from torch's generator, its whole state filled from the operating system's entropy."
-            )
+    def __init__(self, *, accountant: str = "pld", secure_mode: bool = True) -> None:
         super().__init__(create_accountant(accountant))
+        if not isinstance(secure_mode, bool):
+            raise ConfigurationError(f"secure_mode={secure_mode!r}: it is True or False.")
+        self._secure_mode = secure_mode
 
     def make_private(
         self,
@@ -101,7 +101,9 @@ class PrivacyEngine(PrivateRun):
         sampling = sampling_of(data_loader, poisson=poisson_sampling)
         plan = PrivacyPlan(noise_multiplier, max_grad_norm, clipping, loss_reduction, sampling)
         self._check(module, optimizer, grad_sample_mode, criterion)
-        settings = Settings(MODES.get(grad_sample_mode, ""), batch_first, noise_generator, sample_index)
+        settings = Settings(
+            MODES.get(grad_sample_mode, ""), batch_first, self._generator(noise_generator), sample_index
+        )
         _check_first(module, check, plan.loss_reduction, settings, criterion)
         return self._attach(module, optimizer, data_loader, plan, criterion, settings)
 
@@ -142,7 +144,7 @@ class PrivacyEngine(PrivateRun):
         # Everything else is checked before the calibration, which takes a second.
         draft = PrivacyPlan(1.0, max_grad_norm, clipping, loss_reduction, sampling)
         self._check(module, optimizer, grad_sample_mode, criterion)
-        settings = Settings(MODES[grad_sample_mode], batch_first, noise_generator, sample_index)
+        settings = Settings(MODES[grad_sample_mode], batch_first, self._generator(noise_generator), sample_index)
         _check_first(module, check, loss_reduction, settings, criterion)
         planned = planned_steps(sampling, epochs, steps)
         if 1.0 / sampling.records <= target_delta < 1.0:
@@ -243,6 +245,10 @@ class PrivacyEngine(PrivateRun):
         if self._attachment is not None:
             self._attachment.detach()
             self._attachment = None
+
+    def _generator(self, given: torch.Generator | None) -> torch.Generator | None:
+        """The generator that noise comes from, None for the cryptographic one."""
+        return given if given is not None or self._secure_mode else torch.default_generator
 
     def save_checkpoint(self, path: str | Path, *, module: nn.Module, optimizer: Optimizer) -> None:
         """Save model, inner optimizer, accountant, settings and given generators, all or nothing.

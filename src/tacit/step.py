@@ -230,7 +230,8 @@ class Releaser:
         divisor = plan.divisor(len(draws))
         for name, parameter in trainable.items():
             total = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-            parameter.grad = add_gaussian_noise(total.detach(), std=std, divisor=divisor, noise=self._noise)
+            total = total.detach()
+            parameter.grad = add_gaussian_noise(total, std=std, divisor=divisor, noise=self._noise, in_place=True)
             self._gradients.accept(name, parameter.grad)
         self.forget()
 

@@ -3,11 +3,16 @@
 Each bound is 6.5 standard deviations of a mean of more than 10⁵ independent terms: false alarms under 1e-9 in all.
 """
 
+import os
+
 import pytest
 import torch
 
 from tacit.mechanisms import NoiseSource, add_gaussian_noise
-from tacit.mechanisms.noise import LARGE
+from tacit.mechanisms.gaussian import grid_of
+from tacit.mechanisms.secure import PAIRS, READY, SecureNormal
+
+LARGE = 2 * PAIRS
 
 CPU = torch.device("cpu")
 BOUND = 6.5
@@ -43,14 +48,92 @@ def test_a_given_generator_is_the_only_source():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_noise_is_added_before_the_division(dtype):
+@pytest.mark.parametrize("in_place", [True, False])
+def test_noise_is_added_before_the_division(dtype, in_place):
     total = torch.full((3, 4), 8.0, dtype=dtype)
     quiet = add_gaussian_noise(total, std=0.0, divisor=4.0, noise=NoiseSource())
     assert torch.equal(quiet, torch.full((3, 4), 2.0, dtype=dtype))
     noise = NoiseSource(torch.Generator().manual_seed(0))
     drawn = NoiseSource(torch.Generator().manual_seed(0)).normal(total.shape, CPU)
-    released = add_gaussian_noise(total, std=0.5, divisor=4.0, noise=noise)
-    torch.testing.assert_close(
-        released, ((8.0 + 0.5 * drawn.to(torch.promote_types(dtype, torch.float32))) / 4).to(dtype)
-    )
-    assert float(total[0, 0]) == 8.0
+    released = add_gaussian_noise(total, std=0.5, divisor=4.0, noise=noise, in_place=in_place)
+    torch.testing.assert_close(released, ((8.0 + 0.5 * drawn) / 4).to(dtype), rtol=1e-5, atol=1e-5)
+    assert (float(total[0, 0]) == 8.0) is not in_place
+    strided = torch.full((4, 3), 8.0, dtype=dtype).t()
+    again = add_gaussian_noise(strided, std=0.5, divisor=4.0, noise=NoiseSource(), in_place=True)
+    assert again.shape == (3, 4)
+    assert float(strided[0, 0]) == 8.0
+
+
+@pytest.mark.parametrize("std", [1e-3, 0.7, 1.0, 300.0])
+def test_what_is_released_lies_on_a_public_grid(std):
+    """Neither the sum nor its last bits can be told from which numbers come out."""
+    grid = grid_of(std)
+    assert std * 2**-17 < grid <= std * 2**-16
+    for total in (torch.randn(1000), torch.randn(1000) * 1e-20, torch.randn(3 * LARGE, dtype=torch.float64)):
+        steps = add_gaussian_noise(total.double(), std=std, divisor=1.0, noise=NoiseSource()) / grid
+        assert torch.equal(steps, steps.round())
+
+
+def normals(count):
+    return NoiseSource().normal(torch.Size((count,)), CPU)
+
+
+@pytest.mark.parametrize("count", [READY // 4, 2 * LARGE + 7])
+def test_kolmogorov_smirnov(count):
+    """P(√n D > 4.2) ≤ 2 exp(−2 · 4.2²) = 1e-15 (Massart 1990, doi:10.1214/aop/1176990746)."""
+    source = NoiseSource()
+    drawn = torch.cat([source.normal(torch.Size((count,)), CPU) for _ in range(max(1, 2**20 // count))])
+    drawn = drawn.sort().values
+    n = len(drawn)
+    expected = torch.special.ndtr(drawn)
+    above = torch.arange(1, n + 1, dtype=torch.float64) / n - expected
+    assert max(float(above.max()), float((1 / n - above).max())) * n**0.5 < 4.2
+
+
+def test_tails():
+    """Counts beyond t, up to 5 standard deviations, are Poisson to 1e-9 by Bernstein's inequality."""
+    drawn = normals(2**23).abs()
+    for t in (3.0, 4.0, 4.5, 5.0):
+        expected = 2 * float(torch.special.ndtr(torch.tensor(-t, dtype=torch.float64))) * len(drawn)
+        found = int((drawn > t).sum())
+        assert abs(found - expected) < (2 * 21 * expected) ** 0.5 + 21
+
+
+def test_neighbours_in_every_distance_are_uncorrelated():
+    """The two halves of a block come from the same words; so do angle and radius."""
+    drawn = normals(4 * LARGE)
+    for distance in (1, 2, PAIRS - 1, PAIRS, PAIRS + 1, LARGE, 2 * LARGE):
+        a, b = drawn[:-distance], drawn[distance:]
+        for f in (lambda x: x, lambda x: x.square() - 1, lambda x: x.abs() - (2 / torch.pi) ** 0.5):
+            products = f(a) * f(b)
+            assert abs(float(products.mean())) < BOUND * float(products.std()) / len(a) ** 0.5
+
+
+def test_small_tensors_never_share_numbers():
+    source = SecureNormal()
+    seen = []
+    for count in (1, 3, READY - 1, 7, READY, 2, READY - 5, 1):
+        source.each(count, lambda numbers, part: seen.append(numbers.clone()))
+    whole = torch.cat(seen)
+    assert len(whole.unique()) == len(whole)
+
+
+def test_a_forked_process_takes_new_keys():
+    source = NoiseSource()
+    source.normal(torch.Size((5,)), CPU)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        drawn = source.normal(torch.Size((5,)), CPU)
+        os.write(writer, drawn.numpy().tobytes())
+        os._exit(0)
+    ours = source.normal(torch.Size((5,)), CPU)
+    theirs = torch.frombuffer(bytearray(os.read(reader, 40)), dtype=torch.float64)
+    os.waitpid(child, 0)
+    assert not torch.isin(theirs, ours).any()
+
+
+def test_threads_of_the_rest_are_as_they_were():
+    before = torch.get_num_threads()
+    normals(8 * LARGE)
+    assert torch.get_num_threads() == before

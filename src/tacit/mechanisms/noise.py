@@ -2,61 +2,66 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tacit.entropy import system_generator
-
-STREAMS = 2
-"""How many generators fill one large tensor on the CPU: ``Tensor.normal_`` runs on one core and lets others run."""
-
-LARGE = 2**16
+from tacit.mechanisms.secure import Finish, SecureNormal
 
 
 class NoiseSource:
-    """Standard normal numbers for the mechanism: from the operating system's entropy, or reproducible.
+    """Standard normal numbers for the mechanism: cryptographic, or reproducible.
 
     Args:
         generator: a generator that makes the noise reproducible, for tests. Whoever knows its seed can subtract
-            the noise, so such a run protects nobody; it is on record in ``reproducible``. Without it, generators
-            of its own are filled from the operating system: ``torch.manual_seed`` has no influence.
+            the noise, so such a run protects nobody; it is on record in ``reproducible``. Without it, noise on the
+            CPU comes from a cipher keyed by the operating system (`secure`), and noise on other devices from torch's
+            generator there, seeded by the operating system: ``torch.manual_seed`` has no influence.
+
+    Attributes:
+        reproducible: a generator was given.
+        secure: all noise so far came from a cryptographic generator.
     """
 
     def __init__(self, generator: torch.Generator | None = None) -> None:
         self.reproducible = generator is not None
+        self.secure = generator is None
         self._given = generator
-        self._own: dict[torch.device, list[torch.Generator]] = {}
-        self._threads: ThreadPoolExecutor | None = None
+        self._secure = SecureNormal()
+        self._own: dict[torch.device, torch.Generator] = {}
 
     @property
     def description(self) -> str:
         if self.reproducible:
             return "a given generator (reproducible: for tests, not for release)"
-        return "torch.Generator seeded from the operating system's entropy"
+        if self.secure:
+            return "AES-128 in counter mode, keyed from the operating system's entropy"
+        return "torch.Generator seeded from the operating system's entropy (not cryptographic)"
+
+    def each(self, shape: torch.Size, device: torch.device, finish: Finish) -> None:
+        """Hand standard normal numbers in float64 to ``finish``, for the parts of a flattened tensor."""
+        count = shape.numel()
+        if self._given is None and device.type == "cpu":
+            self._secure.each(count, finish)
+            return
+        finish(self._drawn(count, device).double(), slice(0, count))
 
     def normal(self, shape: torch.Size, device: torch.device) -> Tensor:
-        """Return independent standard normal numbers in float32."""
-        if self._given is not None:
-            drawn = torch.randn(shape, generator=self._given, device=self._given.device)
-            return drawn.to(device)
-        generators = self._generators(device)
-        out = torch.empty(shape, device=device)
-        if len(generators) == 1 or out.numel() < LARGE:
-            return out.normal_(generator=generators[0])
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(STREAMS, thread_name_prefix="tacit-noise")
-        parts = out.view(-1).chunk(len(generators))
-        list(self._threads.map(_fill, parts, generators[: len(parts)]))
-        return out
+        """Return independent standard normal numbers in float64."""
+        out = torch.empty(shape.numel(), dtype=torch.float64, device=device)
+        self.each(shape, device, lambda numbers, part: _keep(out[part], numbers))
+        return out.view(shape)
 
-    def _generators(self, device: torch.device) -> list[torch.Generator]:
+    def _drawn(self, count: int, device: torch.device) -> Tensor:
+        if self._given is not None:
+            drawn = torch.randn(count, generator=self._given, device=self._given.device)
+            return drawn.to(device)
+        self.secure = False
         if device not in self._own:
-            count = STREAMS if device.type == "cpu" else 1
-            self._own[device] = [system_generator(device) for _ in range(count)]
-        return self._own[device]
+            self._own[device] = system_generator(device)
+        return torch.randn(count, generator=self._own[device], device=device)
 
     def state_dict(self) -> dict[str, Any]:
         """The given generator's state. A secret generator is never saved: its state would reveal the noise."""
@@ -67,5 +72,5 @@ class NoiseSource:
             self._given.set_state(state["state"])
 
 
-def _fill(part: Tensor, generator: torch.Generator) -> None:
-    part.normal_(generator=generator)
+def _keep(out: Tensor, numbers: Tensor) -> None:
+    out.copy_(numbers)
