@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tacit.engine import PrivacyEngine
     from tacit.errors import CoupledLossWarning, FallbackWarning, PrivacyError, TacitError
+    from tacit.ledger import Ledger
     from tacit.rules import register_rule, visible
     from tacit.sampling import BatchMemoryManager
 
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "PrivacyEngine": "tacit.engine",
     "BatchMemoryManager": "tacit.sampling",
+    "Ledger": "tacit.ledger",
     "TacitError": "tacit.errors",
     "PrivacyError": "tacit.errors",
     "CoupledLossWarning": "tacit.errors",
@@ -32,6 +34,7 @@ __all__ = [
     "BatchMemoryManager",
     "CoupledLossWarning",
     "FallbackWarning",
+    "Ledger",
     "PrivacyEngine",
     "PrivacyError",
     "TacitError",

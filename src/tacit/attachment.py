@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from tacit.accounting import Accountant
+from tacit.accounting import Accountant, Release
 from tacit.capture import Pass, Session, read_field
 from tacit.criterion import PrivateCriterion
 from tacit.errors import PrivacyError, SamplingError
 from tacit.first_step import FirstStep, Witness
 from tacit.ghost import GhostClipper
+from tacit.ledger import Ledger
 from tacit.mechanisms import NoiseSource
 from tacit.optimizer import PrivateOptimizer
 from tacit.plan import PrivacyPlan
@@ -56,6 +57,7 @@ class Attachment:
         plan: PrivacyPlan,
         settings: Settings,
         accountant: Accountant,
+        ledger: Ledger | None = None,
     ) -> None:
         self.module = module
         self.parameters = dict(parameters)
@@ -70,6 +72,11 @@ class Attachment:
         self._rows_of = -1
         self._checked_use = False
         self._accountant = accountant
+        self.ledger = ledger
+        if ledger is not None:
+            sampler = plan.sampling.description
+            ledger.begin(records=plan.sampling.records, sampler=sampler, noise=self.noise.description)
+            accountant.replace(ledger.history())
         self._warned: set[str] = set()
         self.planned_steps: int | None = None
         self.first_step: FirstStep | None = None
@@ -84,11 +91,16 @@ class Attachment:
             apart=settings.mode == "functorch",
         )
         self._release = Releaser(
-            lambda: self.plan, self.parameters, self.session.guard, self.draws, self.noise, accountant
+            lambda: self.plan, self.parameters, self.session.guard, self.draws, self.noise, self._record
         )
         if settings.sample_index is not None:
             self.loader.on_batch = self._read_index
         self.optimizer = PrivateOptimizer(optimizer, self._on_release, self._on_forget)
+
+    def _record(self, release: Release) -> None:
+        if self.ledger is not None:  # first, and on the disk: a release that is not on record never happens
+            self.ledger.record(release)
+        self._accountant.record(release)
 
     def _read_index(self, batch: Any) -> None:
         assert self.settings.sample_index is not None

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from tacit.accounting import Accountant, create_accountant
 from tacit.attachment import Attachment
 from tacit.errors import CheckpointError
+from tacit.ledger import Ledger
 from tacit.optimizer import PrivateOptimizer
 
 FORMAT = "tacit-checkpoint"
@@ -69,7 +70,11 @@ def load(
     """Check everything, then load everything; put all back if a part refuses."""
     content = _read(path)
     _check_model(content["model"], module, path)
-    _check_spent(content["accountant"], accountant, path)
+    ledger = None if attached is None else attached.ledger
+    if ledger is None:
+        _check_spent(content["accountant"], accountant, path)
+    else:
+        _check_on_record(content["accountant"], accountant, ledger, path)
     if attached is not None:
         _check_settings(content["settings"], attached, path)
     inner = _inner(optimizer)
@@ -82,6 +87,8 @@ def load(
         inner.load_state_dict(before[1])
         raise CheckpointError(f"{path} does not fit: {error}. Nothing was changed.") from error
     accountant.load_state_dict(content["accountant"])
+    if ledger is not None:  # it knows of all that was released since
+        accountant.replace(ledger.history())
     if attached is not None:
         settings = content["settings"]
         changed = {name: settings[name] for name in ("noise_multiplier", "max_grad_norm") if name in settings}
@@ -182,4 +189,14 @@ def _check_spent(state: Mapping[str, Any], accountant: Accountant, path: Path) -
         raise CheckpointError(
             f"{path} knows of {saved.steps} releases, this engine has made {accountant.steps}: loading it would forget "
             "spent budget. Load it into a new PrivacyEngine, and count both runs. Nothing was changed."
+        )
+
+
+def _check_on_record(state: Mapping[str, Any], accountant: Accountant, ledger: Ledger, path: Path) -> None:
+    saved = create_accountant(accountant.mechanism())
+    saved.load_state_dict(state)
+    if saved.steps > ledger.releases:
+        raise CheckpointError(
+            f"{path} knows of {saved.steps} releases, the ledger {ledger.path} of {ledger.releases}: some were made "
+            "without it, and its epsilon would be too small. Nothing was changed."
         )

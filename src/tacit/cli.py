@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tacit import accounting
+from tacit import accounting, cli_ledger
 from tacit.demo.command import demo_command
 from tacit.errors import ConfigurationError, TacitError
 
@@ -164,6 +164,7 @@ def _show(text: str, inputs: dict[str, Any], result: dict[str, Any], accountant:
 
 
 app.command("demo")(demo_command)
+app.add_typer(cli_ledger.app, name="ledger")
 
 if __name__ == "__main__":
     main()

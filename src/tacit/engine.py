@@ -21,6 +21,7 @@ from tacit.attachment import Attachment, Settings
 from tacit.checking.check import check_model
 from tacit.checking.reference import LossFunction
 from tacit.errors import ConfigurationError
+from tacit.ledger import Ledger
 from tacit.optimizer import PrivateOptimizer
 from tacit.plan import PrivacyPlan
 from tacit.planning import last_epoch, planned_history, planned_steps, sampling_of
@@ -48,6 +49,7 @@ class PrivacyEngine(PrivateRun):
         if not isinstance(secure_mode, bool):
             raise ConfigurationError(f"secure_mode={secure_mode!r}: it is True or False.")
         self._secure_mode = secure_mode
+        self._ledger: Path | None = None
 
     def make_private(
         self,
@@ -66,6 +68,7 @@ class PrivacyEngine(PrivateRun):
         noise_generator: torch.Generator | None = None,
         sample_index: str | int | None = None,
         check: tuple[Any, LossFunction] | None = None,
+        ledger: str | Path | Ledger | None = None,
     ) -> tuple[Any, ...]:
         """Make training private.
 
@@ -90,6 +93,8 @@ class PrivacyEngine(PrivateRun):
             sample_index: the field of each batch (key, or place in a tuple) that says to which unit of privacy each row
                 belongs, if the loader's collate_fn makes several rows of one item; see :meth:`samples`.
             check: ``(batch, loss_fn)``: look at model and loss before anything is touched; see :meth:`check`.
+            ledger: a file (or a :class:`tacit.Ledger`) in which each release is written down before anyone sees it.
+                What is in it already counts: epsilon is then that of all runs over this data set.
 
         Returns:
             ``(model, optimizer, data_loader)``; with ``"ghost"`` also the criterion, fourth.
@@ -105,7 +110,7 @@ class PrivacyEngine(PrivateRun):
             MODES.get(grad_sample_mode, ""), batch_first, self._generator(noise_generator), sample_index
         )
         _check_first(module, check, plan.loss_reduction, settings, criterion)
-        return self._attach(module, optimizer, data_loader, plan, criterion, settings)
+        return self._attach(module, optimizer, data_loader, plan, criterion, settings, self._open(ledger))
 
     def make_private_with_epsilon(
         self,
@@ -127,6 +132,7 @@ class PrivacyEngine(PrivateRun):
         noise_generator: torch.Generator | None = None,
         sample_index: str | int | None = None,
         check: tuple[Any, LossFunction] | None = None,
+        ledger: str | Path | Ledger | None = None,
     ) -> tuple[Any, ...]:
         """Make training private with the least noise for which the planned run ends at or below ``target_epsilon``.
 
@@ -154,10 +160,11 @@ class PrivacyEngine(PrivateRun):
                 UserWarning,
                 stacklevel=2,
             )
+        book = self._open(ledger)
         history = planned_history(self.accountant.history, sampling, planned)
         noise = calibrate(history, target_epsilon, target_delta, self.accountant.mechanism())
         plan = PrivacyPlan(noise, draft.max_grad_norm, clipping, loss_reduction, sampling)
-        made = self._attach(module, optimizer, data_loader, plan, criterion, settings)
+        made = self._attach(module, optimizer, data_loader, plan, criterion, settings, book)
         self._attached.planned_steps = self.accountant.steps + planned
         return made
 
@@ -232,9 +239,10 @@ class PrivacyEngine(PrivateRun):
         plan: PrivacyPlan,
         criterion: Callable[..., Any] | None,
         settings: Settings,
+        ledger: Ledger | None,
     ) -> tuple[Any, ...]:
         parameters = check_attachable(module, optimizer)
-        attached = Attachment(module, parameters, optimizer, data_loader, plan, settings, self.accountant)
+        attached = Attachment(module, parameters, optimizer, data_loader, plan, settings, self.accountant, ledger)
         attached.loader.resume(last_epoch(self.accountant.history))
         self._attachment = attached
         made = (module, attached.optimizer, attached.loader)
@@ -245,6 +253,20 @@ class PrivacyEngine(PrivateRun):
         if self._attachment is not None:
             self._attachment.detach()
             self._attachment = None
+
+    def _open(self, ledger: str | Path | Ledger | None) -> Ledger | None:
+        """Open a ledger; the accountant then knows of all that is in it."""
+        if ledger is None:
+            return None
+        book = ledger if isinstance(ledger, Ledger) else Ledger(ledger)
+        if self.accountant.steps and self._ledger != book.path.resolve():
+            raise ConfigurationError(
+                f"this engine has made {self.accountant.steps} releases that are not in {book.path}: its epsilon would "
+                "leave them out. Use a new PrivacyEngine, or the ledger from the first run on."
+            )
+        self._ledger = book.path.resolve()
+        self.accountant.replace(book.history())
+        return book
 
     def _generator(self, given: torch.Generator | None) -> torch.Generator | None:
         """The generator that noise comes from, None for the cryptographic one."""

@@ -53,6 +53,10 @@ class CheckpointError(TacitError):
     """A checkpoint is torn, foreign, or does not belong to this model or optimizer."""
 
 
+class LedgerError(PrivacyError):
+    """A release could not be put on record, or the record is of other data."""
+
+
 class CoupledLossWarning(UserWarning):
     """A model's own loss is computed per sample, since its mean over the batch would couple the samples."""
 

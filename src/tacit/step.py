@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from tacit.accounting import Accountant
+from tacit.accounting import Release
 from tacit.capture import Pass
 from tacit.clipping import ClippingPolicy
 from tacit.errors import PrivacyError
@@ -194,14 +194,14 @@ class Releaser:
         gradients: Gradients,
         draws: DrawLog,
         noise: NoiseSource,
-        accountant: Accountant,
+        record: Callable[[Release], None],
     ) -> None:
         self._plan = plan
         self._parameters = parameters
         self._gradients = gradients
         self._draws = draws
         self._noise = noise
-        self._accountant = accountant
+        self._record = record
         self._pending = 0.0
 
     def clipped_to(self, sensitivity: float) -> None:
@@ -225,7 +225,7 @@ class Releaser:
         for name in self._parameters.keys() - trainable.keys():
             self._parameters[name].grad = None  # frozen since its backward: what is there has no noise
         draws = self._draws.take()
-        self._accountant.record(plan.sampling.event(plan.noise_multiplier, draws))
+        self._record(plan.sampling.event(plan.noise_multiplier, draws))
         std = plan.noise_multiplier * (self._pending or plan.policy.sensitivity)
         divisor = plan.divisor(len(draws))
         for name, parameter in trainable.items():

@@ -10,6 +10,7 @@ from tacit.accounting.composition import Composition, compose
 from tacit.accounting.events import (
     Adjacency,
     EpochRelease,
+    History,
     PoissonRelease,
     Release,
     adjacency_of,
@@ -148,7 +149,10 @@ class Accountant(ABC):
             CheckpointError: if the state is malformed, of another format, version or accountant;
                 the accountant is then unchanged.
         """
-        history = _read_history(state, self.name)
+        self.replace(_read_history(state, self.name))
+
+    def replace(self, history: History) -> None:
+        """Take another history in the place of this one, as that of a ledger."""
         self._history = []
         self._steps = 0
         self._epsilons = {}
