@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from tacit.accounting import Accountant, Release
+from tacit.budget import Budget
 from tacit.capture import Pass, Session, read_field
 from tacit.criterion import PrivateCriterion
 from tacit.errors import PrivacyError, SamplingError
@@ -73,6 +74,7 @@ class Attachment:
         self._checked_use = False
         self._accountant = accountant
         self.ledger = ledger
+        self.budget: Budget | None = None
         if ledger is not None:
             sampler = plan.sampling.description
             ledger.begin(records=plan.sampling.records, sampler=sampler, noise=self.noise.description)
@@ -97,7 +99,15 @@ class Attachment:
             self.loader.on_batch = self._read_index
         self.optimizer = PrivateOptimizer(optimizer, self._on_release, self._on_forget)
 
+    def catch_up(self) -> None:
+        """Let the accountant know of what other runs have written into the ledger since."""
+        if self.ledger is not None and self.ledger.releases != self._accountant.steps:
+            self._accountant.replace(self.ledger.history())
+
     def _record(self, release: Release) -> None:
+        self.catch_up()
+        if self.budget is not None:
+            self.budget.check(self._accountant, release)
         if self.ledger is not None:  # first, and on the disk: a release that is not on record never happens
             self.ledger.record(release)
         self._accountant.record(release)

@@ -53,6 +53,10 @@ class CheckpointError(TacitError):
     """A checkpoint is torn, foreign, or does not belong to this model or optimizer."""
 
 
+class BudgetError(PrivacyError):
+    """A release would pass the budget that was set."""
+
+
 class LedgerError(PrivacyError):
     """A release could not be put on record, or the record is of other data."""
 

@@ -8,14 +8,16 @@ from typing import Any
 
 from torch import Tensor
 
-from tacit.accounting import Accountant
+from tacit.accounting import Accountant, PoissonRelease
 from tacit.attachment import Attachment
+from tacit.budget import Budget
 from tacit.capture import check_index
 from tacit.checking.check import CheckReport, check_model
 from tacit.checking.reference import LossFunction
 from tacit.errors import ConfigurationError
 from tacit.first_step import FirstStep
 from tacit.plan import PrivacyPlan, check_number
+from tacit.sampling import PoissonSampling
 from tacit.stats import ClipStats
 
 
@@ -103,10 +105,37 @@ class PrivateRun:
 
         With a ledger it is that of all runs in it, also of those that go on at the same time.
         """
-        ledger = None if self._attachment is None else self._attachment.ledger
-        if ledger is not None and ledger.releases != self.accountant.steps:
-            self.accountant.replace(ledger.history())
+        if self._attachment is not None:
+            self._attachment.catch_up()
         return self.accountant.get_epsilon(delta)
+
+    def budget(self, epsilon: float, delta: float) -> None:
+        """Stop the present run before its ε at ``delta`` passes ``epsilon``.
+
+        The step that would pass it raises :class:`tacit.errors.BudgetError` before anything is released.
+
+        Raises:
+            ConfigurationError: an argument is outside its range, or there is no private model yet.
+        """
+        self._attached.budget = Budget(epsilon, delta)
+
+    @property
+    def remaining_steps(self) -> int:
+        """How many more steps like the coming one keep to the budget.
+
+        Raises:
+            ConfigurationError: no budget was set, or batches are the loader's own, where all steps of an epoch cost as
+                much as one.
+        """
+        attached = self._attached
+        if attached.budget is None:
+            raise ConfigurationError("no budget was set: call engine.budget(epsilon, delta) first.")
+        sampling = attached.plan.sampling
+        if not isinstance(sampling, PoissonSampling):
+            raise ConfigurationError("all steps of an epoch of the loader's own batches cost as much as one.")
+        attached.catch_up()
+        coming = PoissonRelease(attached.plan.noise_multiplier, sampling.sample_rate)
+        return attached.budget.remaining(self.accountant, coming)
 
     @property
     def plan(self) -> PrivacyPlan:
