@@ -14,6 +14,7 @@ What stands between the ends and the truth:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 from tacit.accounting.composition import Composition
@@ -29,6 +30,8 @@ ROUNDING = 1e-9
 """Relative slack for rounding, on δ and on ε."""
 
 _TAIL = 1e-3
+_CURVE = 1e-15
+"""The δ for which tails are cut when δ is wanted at many ε."""
 _DIRECTIONS: tuple[Direction, ...] = ("remove", "add")
 _LARGEST_EXPONENT = 600.0
 FINE, COARSE, ROUGH = Mesh(0.02, 0.0075, 0.03), Mesh(0.06, 0.03, 0.06), Mesh(0.12, 0.06, 0.12)
@@ -92,6 +95,25 @@ def certified_delta(composition: Composition, epsilon: float) -> Interval:
     ]
     lower, upper = max(ends[0]) * (1 - ROUNDING), min(1.0, max(ends[1]) * (1 + ROUNDING))
     return Interval(max(0.0, lower), upper, "certified composition")
+
+
+def upper_curve(composition: Composition, epsilons: Sequence[float]) -> list[tuple[float, float]]:
+    """Pairs (ε, an upper bound on δ), of a composition that is neither empty nor without noise.
+
+    Composed once for all ε. Where floats cannot carry it, the pairs are those of RDP at a range of δ instead.
+    """
+    if not composition.sampled:
+        mu = math.sqrt(composition.precision)
+        return [(eps, min(1.0, math.exp(gaussian_log_delta(mu, eps)) * (1 + 1e-6))) for eps in epsilons]
+    if not _carried(composition, _CURVE):
+        return [(rdp_epsilon(composition, delta), delta) for delta in (10.0**-k for k in range(1, 21))]
+    mesh, drift = _mesh(composition), _drift(composition)
+    both = [_composed(composition, _CURVE, direction, mesh, upper=True) for direction in _DIRECTIONS]
+    found = []
+    for eps in epsilons:
+        shifted = max(0.0, eps * (1 - ROUNDING) - drift)
+        found.append((eps, min(1.0, max(losses.delta(shifted) for losses in both) * (1 + ROUNDING))))
+    return found
 
 
 def _mesh(composition: Composition) -> Mesh:
