@@ -18,6 +18,7 @@ from tacit.errors import ConfigurationError
 from tacit.first_step import FirstStep
 from tacit.plan import PrivacyPlan, check_number
 from tacit.sampling import PoissonSampling
+from tacit.statement import Statement, make_statement
 from tacit.stats import ClipStats
 
 
@@ -108,6 +109,20 @@ class PrivateRun:
         if self._attachment is not None:
             self._attachment.catch_up()
         return self.accountant.get_epsilon(delta)
+
+    def statement(self, delta: float, *, unit: str = "record") -> Statement:
+        """Say what was promised so far: ``.text``, ``.markdown``, ``.to_json()``.
+
+        Args:
+            delta: probability with which the bound may fail.
+            unit: what one record of the data set is, in a word.
+        """
+        attached = self._attached
+        attached.catch_up()
+        ledger = None if attached.ledger is None else attached.ledger.path.name
+        return make_statement(
+            self.accountant, attached.plan, delta=delta, unit=unit, noise_source=self.noise_source, ledger=ledger
+        )
 
     def budget(self, epsilon: float, delta: float) -> None:
         """Stop the present run before its ε at ``delta`` passes ``epsilon``.

@@ -7,11 +7,8 @@ import math
 from tacit.errors import ConfigurationError
 from tacit.report.content import PrivacyFacts
 from tacit.report.numbers import compact, upward
+from tacit.statement import NEIGHBOURS
 
-_NEIGHBOURS = {
-    "add-or-remove-one": "two data sets are neighbours if one is the other with one record added or removed",
-    "zero-out-one": "two data sets are neighbours if one is the other with one record replaced by a blank one",
-}
 _MECHANISMS = {
     "pld": "privacy loss distributions, composed numerically",
     "rdp": "Rényi differential privacy",
@@ -24,16 +21,16 @@ def privacy_statement(facts: PrivacyFacts) -> list[tuple[str, str]]:
     Raises:
         ConfigurationError: the adjacency is not a known one.
     """
-    if facts.adjacency not in _NEIGHBOURS:
+    if facts.adjacency not in NEIGHBOURS:
         raise ConfigurationError(
             f"adjacency is {facts.adjacency!r}, for which there are no words: known are "
-            f"{', '.join(map(repr, _NEIGHBOURS))}."
+            f"{', '.join(map(repr, NEIGHBOURS))}."
         )
     scale = facts.noise_multiplier * facts.max_grad_norm
     return [
         ("Guarantee", _guarantee(facts)),
         ("Unit of privacy", f"{facts.unit}: one record of the {facts.records:,} in the training data."),
-        ("Neighbouring data sets", f"{facts.adjacency}: {_NEIGHBOURS[facts.adjacency]}."),
+        ("Neighbouring data sets", f"{facts.adjacency}: {NEIGHBOURS[facts.adjacency]}."),
         ("Sampler", f"{facts.sampling[:1].upper()}{facts.sampling[1:].rstrip('.')}."),
         (
             "Clipping bound",
