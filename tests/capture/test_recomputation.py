@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tacit.errors import LeakError, PrivacyError, UnseenError
+from tacit.errors import LeakError, PrivacyError, SecondBackwardError, UnseenError
 from tacit.testing import check_exactness, private_gradients
 
 T, D = 3, 4
@@ -194,3 +194,41 @@ def test_a_pull_back_that_recomputes_a_checkpoint_around_another() -> None:
 
     torch.manual_seed(0)
     hold(Net(), on_values)
+
+
+class Functions(nn.Module):
+    """Blocks in checkpoints in checkpointed functions, which no module stands for."""
+
+    def __init__(self, outer: bool, blocks: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(makes=True) for _ in range(blocks)])
+        self.outer, self.head = outer, nn.Linear(D, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        for block in self.blocks:
+
+            def inner(x: Tensor, block: nn.Module = block) -> Tensor:
+                return checkpoint(block, x, None, use_reentrant=True)[0]
+
+            x = checkpoint(inner, x, use_reentrant=self.outer)
+        return (self.head(x),)
+
+
+@pytest.mark.parametrize("mode", ["auto", "hooks", "ghost"])
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("outer", [True, False])
+@pytest.mark.parametrize("B", [1, 3, 4])
+def test_a_checkpoint_in_a_checkpointed_function(outer: bool, blocks: int, B: int, mode: str) -> None:
+    torch.manual_seed(0)
+    report = check_exactness(
+        Functions(outer, blocks).double(), on_values, inputs(B), grad_sample_mode=mode, tolerance=1e-9
+    )
+    assert float(report.reference.norms.min()) > 0
+
+
+def test_a_reentrant_checkpoint_within_a_module_that_runs_apart_is_refused() -> None:
+    """It would be recomputed with the parameters themselves, not with the copies."""
+    torch.manual_seed(0)
+    model = Functions(False, 1).double()
+    with pytest.raises(SecondBackwardError, match=r"runs on single samples.*use_reentrant=False"):
+        private_gradients(model, on_values, inputs(), max_grad_norm=1.0, grad_sample_mode="functorch")

@@ -135,6 +135,10 @@ class Pass:
             self._task = task
         self._uses.setdefault(name, []).append(use)
 
+    def root(self, task: int) -> int:
+        """The outermost backward that a backward runs in, as far as recomputations have told."""
+        return self._roots.get(task, task)
+
     def take(self, name: str) -> list[Use]:
         """Take away the uses recorded under a name."""
         return self._uses.pop(name, [])

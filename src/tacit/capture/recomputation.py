@@ -44,6 +44,14 @@ class Recomputation:
         if not torch.is_grad_enabled():
             run.plain_only = True  # perhaps reentrant checkpointing, which a norm pass cannot cross
 
+    def note(self, entrance: Entrance) -> None:
+        """A module runs outside any forward of ours and without gradients. Within a backward that may be a checkpoint
+        in a checkpointed function, which is recomputed once more, in a backward within this one.
+        """
+        known = self._known.get(entrance)
+        if known is not None and current_task() != -1 and not known[0].finished:
+            self._nested.setdefault(entrance, (known[0], known[0].root(current_task())))
+
     def watch(self, frame: Frame, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a module within a forward, or within a recomputation."""
         if frame.recomputed_in is None:
@@ -69,8 +77,9 @@ class Recomputation:
         known = patterns.get(tuple(t.shape for t in tensors))
         if run is None or known is None:
             raise SecondBackwardError(
-                f"{entrance.path} ran inside a backward without a forward of its own before it. If the whole private "
-                "model is checkpointed with use_reentrant=True, use use_reentrant=False, or checkpoint its blocks."
+                f"{entrance.path} ran inside a backward without a forward of its own before it: the whole private "
+                "model is checkpointed with use_reentrant=True, or a part of a module that runs on single samples is "
+                '(grad_sample_mode="functorch", or after a FallbackWarning). Use use_reentrant=False.'
             )
         for value, (mark, crossing) in zip(tensors, known, strict=True):
             if mark is not None:

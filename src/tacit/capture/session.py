@@ -110,6 +110,7 @@ class Session:
         if torch.compiler.is_compiling():
             raise NotImplementedError("torch.compile is not supported yet: call the original model.")
         if not (self.enabled and torch.is_grad_enabled()):
+            self._recomputation.note(entrance)
             return entrance.inner(*args, **kwargs)
         if not entrance.module.training:
             self.guard.unwatched_forward = entrance.path
