@@ -4,6 +4,7 @@ The statistical tests use exact binomial or chi-square tails at 1e-7 on fixed se
 drawn anew, the tests of this file together would fail a right sampler with probability below 1e-6.
 """
 
+import math
 from fractions import Fraction
 
 import pytest
@@ -13,7 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tacit.accounting.events import PoissonRelease
 from tacit.errors import ConfigurationError, SamplingError
-from tacit.sampling import Draw, PoissonSampling, inclusion_threshold
+from tacit.sampling import Draw, PoissonSampling, inclusion_threshold, poisson
+from tacit.sampling.poisson import skipping
 
 RECORDS, RATE, STEPS = 2000, 0.1, 400
 ALARM = 1e-7
@@ -141,3 +143,53 @@ def test_description():
 def test_values_refused(arguments, message):
     with pytest.raises(ConfigurationError, match=message):
         PoissonSampling(*arguments)
+
+
+class TestManyRecords:
+    """A batch is drawn by the gaps between its records. Bounds are 6.5 standard deviations: false alarms under 1e-9."""
+
+    @pytest.mark.parametrize(("records", "rate"), [(10**9, 1e-6), (10**12, 1e-9), (2**21, 2.0**-6), (10**15, 1e-12)])
+    def test_how_many_and_where(self, records, rate):
+        generator = torch.Generator().manual_seed(5)
+        runs = 20
+        batches = [torch.tensor(skipping(records, rate, generator)) for _ in range(runs)]
+        assert all(bool((batch[1:] > batch[:-1]).all()) and int(batch[-1]) < records for batch in batches)
+        total, expected = sum(map(len, batches)), runs * records * rate
+        assert abs(total - expected) < 6.5 * expected**0.5
+        tenths = torch.histc(torch.cat(batches).double() / records, 10, 0.0, 1.0)
+        assert float((tenths - expected / 10).abs().max()) < 6.5 * (expected / 10) ** 0.5
+
+    def test_gaps_are_geometric(self):
+        """At a rate of 1e-9 a comparison of float32 numbers, or a logarithm on the wrong side, would be far off."""
+        generator = torch.Generator().manual_seed(6)
+        rate = 1e-9
+        places = torch.tensor(skipping(10**14, rate, generator), dtype=torch.float64)
+        gaps = places.diff() * rate
+        n = len(gaps)
+        assert abs(float(gaps.mean()) - 1) < 6.5 / n**0.5
+        for quantile in (1e-3, 0.1, 0.5, 0.99):
+            share = float((gaps <= -math.log1p(-quantile)).double().mean())
+            assert abs(share - quantile) < 6.5 * (quantile * (1 - quantile) / n) ** 0.5
+
+    def test_records_join_independently(self):
+        generator = torch.Generator().manual_seed(7)
+        rate, runs = 2.0**-6, 60
+        joined = torch.zeros(runs, 2**20)
+        for row in joined:
+            row[skipping(2**20, rate, generator)] = 1.0
+        centred, variance = joined - rate, rate * (1 - rate)
+        for distance in (1, 2, 63, 64):
+            products = centred[:, :-distance] * centred[:, distance:]
+            assert abs(float(products.mean())) < 6.5 * variance / products.numel() ** 0.5
+        steps = centred[:-1] * centred[1:]
+        assert abs(float(steps.mean())) < 6.5 * variance / steps.numel() ** 0.5
+
+    def test_large_data_sets_are_drawn_so(self, monkeypatch):
+        called = []
+        monkeypatch.setattr(poisson, "skipping", lambda *args: called.append(args[:2]) or [])
+        sampling = PoissonSampling(records=10**9, sample_rate=1e-6, steps_per_epoch=3)
+        assert list(sampling.batches(torch.Generator())) == [[], [], []]
+        assert called == [(10**9, 1e-6)] * 3
+        few = PoissonSampling(records=1000, sample_rate=1e-6, steps_per_epoch=1)
+        list(few.batches(torch.Generator()))
+        assert len(called) == 3
