@@ -2,41 +2,18 @@
 
 import pytest
 import torch
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from tests.small_run import epoch, make, train
 
 from tacit import PrivacyEngine
 from tacit.accounting import PoissonRelease, create_accountant, epsilon
 from tacit.budget import Budget
 from tacit.errors import BudgetError, ConfigurationError
 
-RECORDS = 24
 DELTA = 1e-5
 
 
-def make(engine=None, **changes):
-    torch.manual_seed(0)
-    model = nn.Linear(3, 2)
-    engine = engine or PrivacyEngine()
-    settings = {"noise_multiplier": 2.0, "max_grad_norm": 1.0} | changes
-    return engine, *engine.make_private(
-        module=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
-        data_loader=DataLoader(TensorDataset(torch.randn(RECORDS, 3), torch.randint(0, 2, (RECORDS,))), batch_size=8),
-        **settings,
-    )
-
-
-def train(model, optimizer, loader, steps):
-    for _ in range(steps):
-        x, y = next(iter(loader))
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-
-
 def test_the_last_step_that_fits_is_the_last(tmp_path):
-    engine, model, *parts = make(ledger=tmp_path / "a.ledger")
+    engine, model, *parts = make(noise_multiplier=2.0, ledger=tmp_path / "a.ledger")
     limit = epsilon(noise_multiplier=2.0, sample_rate=1 / 3, steps=5, delta=DELTA)
     engine.budget(limit, DELTA)
     assert engine.remaining_steps == 5
@@ -53,7 +30,7 @@ def test_the_last_step_that_fits_is_the_last(tmp_path):
 
 
 def test_less_noise_is_counted_anew():
-    engine, model, *parts = make()
+    engine, model, *parts = make(noise_multiplier=2.0)
     engine.budget(epsilon(noise_multiplier=2.0, sample_rate=1 / 3, steps=5, delta=DELTA), DELTA)
     train(model, *parts, steps=1)
     engine.noise_multiplier = 0.7
@@ -63,10 +40,10 @@ def test_less_noise_is_counted_anew():
 
 
 def test_what_another_run_spends_counts(tmp_path):
-    engine, model, *parts = make(ledger=tmp_path / "a.ledger")
+    engine, model, *parts = make(noise_multiplier=2.0, ledger=tmp_path / "a.ledger")
     engine.budget(epsilon(noise_multiplier=2.0, sample_rate=1 / 3, steps=5, delta=DELTA), DELTA)
     train(model, *parts, steps=1)
-    _, other, *others = make(ledger=tmp_path / "a.ledger")
+    _, other, *others = make(noise_multiplier=2.0, ledger=tmp_path / "a.ledger")
     train(other, *others, steps=3)
     assert engine.remaining_steps == 1
     train(model, *parts, steps=1)
@@ -75,19 +52,12 @@ def test_what_another_run_spends_counts(tmp_path):
 
 
 def test_own_batches_cost_by_the_epoch():
-    engine, model, optimizer, loader = make(poisson_sampling=False)
+    engine, *parts = make(noise_multiplier=2.0, poisson_sampling=False)
     engine.budget(epsilon(noise_multiplier=2.0, sample_rate=1.0, steps=2, delta=DELTA), DELTA)
-
-    def epoch():
-        for x, y in loader:
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-            optimizer.step()
-
-    epoch()
-    epoch()
+    epoch(*parts)
+    epoch(*parts)
     with pytest.raises(BudgetError, match="after 6 releases"):
-        epoch()
+        epoch(*parts)
     with pytest.raises(ConfigurationError, match="cost as much as one"):
         _ = engine.remaining_steps
 
@@ -106,7 +76,7 @@ def test_the_search_ends_at_the_last_count_that_fits():
 def test_wrong_budgets():
     with pytest.raises(ConfigurationError, match="no private model"):
         PrivacyEngine().budget(1.0, DELTA)
-    engine, *_ = make()
+    engine, *_ = make(noise_multiplier=2.0)
     with pytest.raises(ConfigurationError, match="no budget was set"):
         _ = engine.remaining_steps
     for wrong in (0.0, -1.0, float("nan")):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.small_run import epoch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -28,13 +29,6 @@ def make(width=5, *, accountant="pld", seed=None, poisson=True):
         poisson_sampling=poisson,
     )
     return engine, *made
-
-
-def epoch(model, optimizer, loader):
-    for x, y in loader:
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
 
 
 @pytest.mark.parametrize("accountant", ["pld", "rdp"])

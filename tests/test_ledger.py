@@ -10,6 +10,7 @@ import threading
 
 import pytest
 import torch
+from tests.small_run import RECORDS, epoch, make, step
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from typer.testing import CliRunner
@@ -19,33 +20,9 @@ from tacit.accounting import EpochRelease, PoissonRelease, create_accountant, ep
 from tacit.cli import app
 from tacit.errors import CheckpointError, ConfigurationError, LedgerError
 
-RECORDS = 24
-
-
-def make(ledger, engine=None, records=RECORDS, **changes):
-    torch.manual_seed(0)
-    model = nn.Linear(3, 2)
-    engine = engine or PrivacyEngine()
-    settings = {"noise_multiplier": 1.0, "max_grad_norm": 1.0} | changes
-    made = engine.make_private(
-        module=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
-        data_loader=DataLoader(TensorDataset(torch.randn(records, 3), torch.randint(0, 2, (records,))), batch_size=8),
-        ledger=ledger,
-        **settings,
-    )
-    return engine, *made
-
-
-def epoch(model, optimizer, loader):
-    for x, y in loader:
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-
 
 def test_every_release_is_on_record(tmp_path):
-    engine, *parts = make(tmp_path / "a.ledger")
+    engine, *parts = make(ledger=tmp_path / "a.ledger")
     epoch(*parts)
     ledger = Ledger.existing(tmp_path / "a.ledger")
     assert ledger.releases == engine.accountant.steps == 3
@@ -59,9 +36,9 @@ def test_every_release_is_on_record(tmp_path):
 
 def test_runs_over_one_data_set_add_up(tmp_path):
     path = tmp_path / "a.ledger"
-    first, *parts = make(path)
+    first, *parts = make(ledger=path)
     epoch(*parts)
-    other, *others = make(path, noise_multiplier=2.0)
+    other, *others = make(ledger=path, noise_multiplier=2.0)
     assert other.accountant.steps == 3
     epoch(*others)
     both = create_accountant("pld")
@@ -73,7 +50,7 @@ def test_runs_over_one_data_set_add_up(tmp_path):
 
 def test_a_planned_run_counts_what_is_on_record(tmp_path):
     path = tmp_path / "a.ledger"
-    _, *parts = make(path, noise_multiplier=3.0)
+    _, *parts = make(ledger=path, noise_multiplier=3.0)
     epoch(*parts)
     model = nn.Linear(3, 2)
     planned = PrivacyEngine()
@@ -106,7 +83,7 @@ def test_epochs_of_different_runs_are_different_passes(tmp_path):
 def test_own_batches_go_on_in_new_epochs(tmp_path):
     path = tmp_path / "a.ledger"
     for _ in range(2):
-        engine, *parts = make(path, poisson_sampling=False)
+        engine, *parts = make(ledger=path, poisson_sampling=False)
         epoch(*parts)
     assert len({release for release, _ in engine.accountant.history}) == 2
     assert engine.get_epsilon(1e-5) == epsilon(noise_multiplier=1.0, sample_rate=1.0, steps=2, delta=1e-5)
@@ -114,43 +91,43 @@ def test_own_batches_go_on_in_new_epochs(tmp_path):
 
 def test_a_checkpoint_older_than_the_ledger_resumes_with_the_ledgers_spending(tmp_path):
     path, saved = tmp_path / "a.ledger", tmp_path / "run.pt"
-    engine, model, optimizer, loader = make(path)
+    engine, model, optimizer, loader = make(ledger=path)
     epoch(model, optimizer, loader)
     engine.save_checkpoint(saved, module=model, optimizer=optimizer)
     epoch(model, optimizer, loader)
-    other, resumed, other_optimizer, _ = make(path)
+    other, resumed, other_optimizer, _ = make(ledger=path)
     other.load_checkpoint(saved, module=resumed, optimizer=other_optimizer)
     assert other.accountant.steps == 6
-    unknown, unknown_model, unknown_optimizer, _ = make(tmp_path / "new.ledger")
+    unknown, unknown_model, unknown_optimizer, _ = make(ledger=tmp_path / "new.ledger")
     with pytest.raises(CheckpointError, match="some were made without it"):
         unknown.load_checkpoint(saved, module=unknown_model, optimizer=unknown_optimizer)
 
 
 def test_what_does_not_belong_is_refused(tmp_path):
     path = tmp_path / "a.ledger"
-    make(Ledger(path, name="mail"))
+    make(ledger=Ledger(path, name="mail"))
     with pytest.raises(LedgerError, match="'mail' with 24 records.*'mail' with 25.*one ledger for each data set"):
-        make(path, records=25)
+        make(ledger=path, records=25)
     with pytest.raises(LedgerError, match="this data set is 'notes'"):
-        make(Ledger(path, name="notes"))
+        make(ledger=Ledger(path, name="notes"))
     with pytest.raises(ConfigurationError, match="a path, or a"):
-        make(3)
+        make(ledger=3)
     (tmp_path / "text").write_text("no ledger " * 100)
     with pytest.raises(LedgerError, match="could not be opened"):
-        make(tmp_path / "text")
+        make(ledger=tmp_path / "text")
     with pytest.raises(LedgerError, match="there is no ledger"):
         Ledger.existing(tmp_path / "nothing")
     with pytest.raises(LedgerError, match="no run was begun"):
         Ledger(path).record(PoissonRelease(1.0, 0.1))
-    engine, *parts = make(None)
+    engine, *parts = make(ledger=None)
     epoch(*parts)
     engine.detach()
     with pytest.raises(ConfigurationError, match="3 releases that are not in"):
-        make(path, engine)
+        make(engine, ledger=path)
 
 
 def test_rows_are_only_added(tmp_path):
-    engine, *parts = make(tmp_path / "a.ledger")
+    engine, *parts = make(ledger=tmp_path / "a.ledger")
     epoch(*parts)
     file = sqlite3.connect(tmp_path / "a.ledger")
     for statement in ("DELETE FROM releases", "UPDATE releases SET step = 9", "DELETE FROM runs"):
@@ -160,17 +137,15 @@ def test_rows_are_only_added(tmp_path):
 
 
 def test_a_full_disk_stops_the_release_before_it_happens(tmp_path):
-    engine, model, optimizer, loader = make(tmp_path / "a.ledger")
+    engine, model, optimizer, loader = make(ledger=tmp_path / "a.ledger")
     file = engine._attached.ledger._file
     pages = file.execute("PRAGMA page_count").fetchone()[0]
     file.execute(f"PRAGMA max_page_count = {pages}")
     weights = [model.weight.detach().clone()]
 
     def train():
-        for x, y in (batch for _ in range(200) for batch in loader):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-            optimizer.step()
+        for batch in (batch for _ in range(200) for batch in loader):
+            step(model, optimizer, batch)
             weights.append(model.weight.detach().clone())
 
     with pytest.raises(LedgerError, match=r"database or disk is full.*Nothing was released"):
@@ -270,7 +245,7 @@ def test_no_kill_leaves_a_ledger_that_shows_less_than_was_released(tmp_path):
 
 def test_command_line(tmp_path):
     path = tmp_path / "a.ledger"
-    _, *parts = make(Ledger(path, name="mail"))
+    _, *parts = make(ledger=Ledger(path, name="mail"))
     epoch(*parts)
     run = CliRunner().invoke
     shown = run(app, ["ledger", "show", str(path)]).output

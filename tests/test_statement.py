@@ -3,31 +3,14 @@
 import json
 
 import torch
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from tests.small_run import make, train
 
-from tacit import PrivacyEngine
 from tacit.accounting import epsilon
 
-RECORDS = 24
 
-
-def run(tmp_path=None, steps=3, **changes):
-    torch.manual_seed(0)
-    model = nn.Linear(3, 2)
-    engine = PrivacyEngine()
-    settings = {"noise_multiplier": 2.0, "max_grad_norm": 1.5} | changes
-    private, optimizer, loader = engine.make_private(
-        module=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
-        data_loader=DataLoader(TensorDataset(torch.randn(RECORDS, 3), torch.randint(0, 2, (RECORDS,))), batch_size=8),
-        **settings,
-    )
-    for _ in range(steps):
-        x, y = next(iter(loader))
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(private(x), y).backward()
-        optimizer.step()
+def run(steps=3, **changes):
+    engine, *parts = make(**{"noise_multiplier": 2.0, "max_grad_norm": 1.5} | changes)
+    train(*parts, steps=steps)
     return engine
 
 
