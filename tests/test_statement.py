@@ -6,6 +6,7 @@ import torch
 from tests.small_run import make, train
 
 from tacit.accounting import epsilon
+from tacit.numbers import downward, upward
 
 
 def run(steps=3, **changes):
@@ -23,7 +24,7 @@ def test_numbers_and_words(tmp_path):
     assert 1e-3 < facts["true_positive_rate"]["0.001"] < 0.05
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["warnings"] == []
-    assert f"epsilon <= {bound:.4f}" in found.text
+    assert f"epsilon <= {upward(bound, 4)} (and at least {downward(facts['epsilon_lower'], 4)})" in found.text
     assert "one patient of 24" in found.text
     assert "add-or-remove-one: two data sets are neighbours" in found.text
     assert "clipped to 1.5, Gaussian noise of deviation 3 (multiplier 2)" in found.text

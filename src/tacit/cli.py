@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from tacit import accounting, cli_ledger
+from tacit.cli_ledger import AsJson
 from tacit.demo.command import demo_command
 from tacit.errors import ConfigurationError, TacitError
 
@@ -29,7 +30,6 @@ DatasetSize = Annotated[int | None, typer.Option(help="Number of records; instea
 BatchSize = Annotated[int | None, typer.Option(help="Expected batch size; with --dataset-size.")]
 Epochs = Annotated[int | None, typer.Option(help="Expected passes over the data; with --dataset-size.")]
 AccountantName = Annotated[str, typer.Option("--accountant", help="pld (tight), rdp (fast) or prv (= pld).")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object (infinity is null).")]
 
 
 def main() -> None:

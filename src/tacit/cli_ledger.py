@@ -12,6 +12,7 @@ import typer
 
 from tacit.accounting import create_accountant
 from tacit.ledger import Ledger
+from tacit.numbers import downward, upward
 
 app = typer.Typer(help="What was released over a data set, run by run.", no_args_is_help=True)
 
@@ -62,8 +63,8 @@ def epsilon(
         typer.echo(json.dumps(result, allow_nan=False))
         return
     typer.echo(
-        f"epsilon <= {found.upper:.4f} (at least {found.lower:.4f}) at delta = {delta:g}, for {accountant.steps:,} "
-        f"releases ({found.method}, {accountant.adjacency})"
+        f"epsilon <= {upward(found.upper, 4)} (at least {downward(found.lower, 4)}) at delta = {delta:g}, for "
+        f"{accountant.steps:,} releases ({found.method}, {accountant.adjacency})"
     )
 
 

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from tacit.accounting import Accountant, gaussian_mu, trade_off
+from tacit.numbers import downward, upward
 from tacit.plan import PrivacyPlan
 
 NEIGHBOURS = {
@@ -69,7 +70,7 @@ def make_statement(
     lower, upper = (bound if math.isfinite(bound) else None for bound in accountant.get_interval(delta))
     curve = trade_off(accountant.history)
     rates = {f"{rate:g}": curve.true_positive_rate(rate) for rate in _RATES}
-    facts = {
+    facts: dict[str, Any] = {
         "unit": unit,
         "adjacency": accountant.adjacency,
         "delta": delta,
@@ -87,20 +88,20 @@ def make_statement(
         "noise_source": noise_source,
         "ledger": ledger,
         "versions": {name: version(name) for name in ("tacit", "torch")} | {"python": platform.python_version()},
-        "warnings": _warnings(accountant, plan, delta, noise_source),
     }
+    facts["warnings"] = _warnings(facts)
     return Statement(facts, tuple(_lines(facts)))
 
 
-def _warnings(accountant: Accountant, plan: PrivacyPlan, delta: float, noise_source: str) -> list[str]:
+def _warnings(facts: Mapping[str, Any]) -> list[str]:
     found = []
-    if not accountant.steps:
+    if not facts["releases"]:
         found.append("Nothing was released yet.")
-    if math.isinf(accountant.get_interval(delta).upper):
+    if facts["epsilon_upper"] is None:
         found.append("Noise was missing from at least one release: nothing is promised.")
-    if delta * plan.sampling.records >= 1:
-        found.append(f"δ is not below one over the number of records ({plan.sampling.records}).")
-    if "reproducible" in noise_source:
+    if facts["delta"] * facts["records"] >= 1:
+        found.append(f"δ is not below one over the number of records ({facts['records']}).")
+    if "reproducible" in facts["noise_source"]:
         found.append("The noise is reproducible: whoever knows the seed can subtract it.")
     return found
 
@@ -111,8 +112,8 @@ def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         guarantee = "none: epsilon is infinite."
     else:
         guarantee = (
-            f"(epsilon, delta)-differentially private with epsilon <= {upper:.4f} (and at least "
-            f"{facts['epsilon_lower']:.4f}) at delta = {facts['delta']:g}."
+            f"(epsilon, delta)-differentially private with epsilon <= {upward(upper, 4)} (and at least "
+            f"{downward(facts['epsilon_lower'], 4)}) at delta = {facts['delta']:g}."
         )
     rates = "; ".join(
         f"with {float(rate):.3%} false alarms, at most {bound:.3%} true ones"

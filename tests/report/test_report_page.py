@@ -7,7 +7,6 @@ import pytest
 
 from tacit.errors import ConfigurationError
 from tacit.report.content import Curve, NormHistogram, PrivacyFacts, Report
-from tacit.report.numbers import compact, percent, upward
 from tacit.report.page import draw_plots, render, write_report
 from tacit.report.statement import not_covered, privacy_statement
 
@@ -100,14 +99,6 @@ def test_a_large_delta_is_called_so():
 def test_infinite_epsilon_is_no_guarantee():
     sentence = dict(privacy_statement(dataclasses.replace(FACTS, epsilon=float("inf"))))["Guarantee"]
     assert sentence.startswith("None")
-
-
-def test_numbers():
-    assert upward(2.9985) == "2.999"
-    assert upward(2.998) == "2.998"
-    assert upward(float("inf")) == "infinity"
-    assert [compact(value) for value in (0.5, 1e-4, 2.5e-5, 0, 3.0)] == ["0.5", "1e-4", "2.5e-5", "0", "3"]
-    assert percent(0.9444) == "94.4 %"
 
 
 def test_lengths_are_checked():

@@ -8,7 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tacit.report.numbers import upward
+from tacit.numbers import upward
 
 Advance = Callable[[int, float, float, float | None], None]
 

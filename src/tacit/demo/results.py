@@ -15,8 +15,8 @@ from tacit.demo.files import PRIVACY, write_text
 from tacit.demo.plain import PlainResult
 from tacit.demo.private import PrivateRun
 from tacit.demo.record import norm_edges
+from tacit.numbers import upward
 from tacit.report.content import Curve, NormHistogram, PrivacyFacts, Report
-from tacit.report.numbers import upward
 from tacit.report.page import write_report
 
 LIBRARIES = ("tacit", "torch", "numpy", "scipy", "dp-accounting", "scikit-learn", "matplotlib")

@@ -19,7 +19,7 @@ from tacit.demo.progress import TrainingProgress
 from tacit.demo.record import read_record
 from tacit.demo.results import DemoResult, write_results
 from tacit.errors import ConfigurationError, TacitError
-from tacit.report.numbers import upward
+from tacit.numbers import upward
 
 
 class DemoInterrupt(KeyboardInterrupt):

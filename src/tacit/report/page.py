@@ -6,9 +6,9 @@ import base64
 from importlib.resources import files
 from pathlib import Path
 
+from tacit.numbers import compact, percent, upward
 from tacit.report import plots
 from tacit.report.content import Report
-from tacit.report.numbers import compact, percent, upward
 from tacit.report.statement import not_covered, privacy_statement
 
 PAGE = "report.html"

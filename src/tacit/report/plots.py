@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tacit.numbers import compact
 from tacit.report import style
 from tacit.report.content import Curve, NormHistogram
-from tacit.report.numbers import compact
 
 
 def accuracy_plot(private: Curve, plain: Curve) -> bytes:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from tacit.errors import ConfigurationError
+from tacit.numbers import compact, upward
 from tacit.report.content import PrivacyFacts
-from tacit.report.numbers import compact, upward
 from tacit.statement import NEIGHBOURS
 
 _MECHANISMS = {

@@ -13,6 +13,11 @@ def upward(value: float, decimals: int = 3) -> str:
     return f"{shown:.{decimals}f}"
 
 
+def downward(value: float, decimals: int = 3) -> str:
+    """``value`` with so many decimals, never above it."""
+    return f"{math.floor(value * 10**decimals) / 10**decimals:.{decimals}f}" if math.isfinite(value) else "infinity"
+
+
 def compact(value: float) -> str:
     """A number in few characters: ``0.5``, ``1e-4``, ``2.5e-5``."""
     if value == 0 or abs(value) >= 0.01:
