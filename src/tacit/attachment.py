@@ -78,7 +78,6 @@ class Attachment:
         if ledger is not None:
             sampler = plan.sampling.description
             ledger.begin(records=plan.sampling.records, sampler=sampler, noise=self.noise.description)
-            accountant.replace(ledger.history())
         self._warned: set[str] = set()
         self.planned_steps: int | None = None
         self.first_step: FirstStep | None = None

@@ -71,10 +71,7 @@ def load(
     content = _read(path)
     _check_model(content["model"], module, path)
     ledger = None if attached is None else attached.ledger
-    if ledger is None:
-        _check_spent(content["accountant"], accountant, path)
-    else:
-        _check_on_record(content["accountant"], accountant, ledger, path)
+    _check_spent(content["accountant"], accountant, ledger, path)
     if attached is not None:
         _check_settings(content["settings"], attached, path)
     inner = _inner(optimizer)
@@ -182,20 +179,15 @@ def _check_model(state: Mapping[str, Any], module: nn.Module, path: Path) -> Non
             )
 
 
-def _check_spent(state: Mapping[str, Any], accountant: Accountant, path: Path) -> None:
+def _check_spent(state: Mapping[str, Any], accountant: Accountant, ledger: Ledger | None, path: Path) -> None:
     saved = create_accountant(accountant.mechanism())
     saved.load_state_dict(state)
-    if saved.steps < accountant.steps:
+    if ledger is None and saved.steps < accountant.steps:
         raise CheckpointError(
             f"{path} knows of {saved.steps} releases, this engine has made {accountant.steps}: loading it would forget "
             "spent budget. Load it into a new PrivacyEngine, and count both runs. Nothing was changed."
         )
-
-
-def _check_on_record(state: Mapping[str, Any], accountant: Accountant, ledger: Ledger, path: Path) -> None:
-    saved = create_accountant(accountant.mechanism())
-    saved.load_state_dict(state)
-    if saved.steps > ledger.releases:
+    if ledger is not None and saved.steps > ledger.releases:
         raise CheckpointError(
             f"{path} knows of {saved.steps} releases, the ledger {ledger.path} of {ledger.releases}: some were made "
             "without it, and its epsilon would be too small. Nothing was changed."

@@ -19,7 +19,7 @@ from tacit.accounting.events import (
     release_from_dict,
     release_to_dict,
 )
-from tacit.accounting.intervals import Interval
+from tacit.accounting.intervals import Interval, interval_of
 from tacit.accounting.rdp import rdp_epsilon
 from tacit.errors import CheckpointError, ConfigurationError
 
@@ -123,15 +123,7 @@ class Accountant(ABC):
         Raises:
             ConfigurationError: if `delta` is outside its range.
         """
-        delta = checked_delta("delta", delta)
-        composition = compose(self._history)
-        if composition.empty:
-            return Interval(0.0, 0.0, "closed form")
-        if composition.noiseless:
-            return Interval(float("inf"), float("inf"), "closed form")
-        from tacit.accounting.certified import certified_epsilon
-
-        return certified_epsilon(composition, delta)
+        return interval_of(self._history, checked_delta("delta", delta))
 
     def state_dict(self) -> dict[str, Any]:
         """The history as JSON-able data, for checkpoints."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tacit.accounting.composition import compose
-from tacit.accounting.events import Adjacency, PoissonRelease, checked_count, checked_delta, checked_number
+from tacit.accounting.events import Adjacency, History, PoissonRelease, checked_count, checked_delta, checked_number
 from tacit.errors import ConfigurationError
 
 
@@ -54,8 +54,14 @@ def epsilon_interval(
         ConfigurationError: an argument is outside its range.
     """
     release = _checked(noise_multiplier, sample_rate, adjacency)
-    composition = compose([(release, checked_count("steps", steps))])
-    delta = checked_delta("delta", delta)
+    return interval_of([(release, checked_count("steps", steps))], checked_delta("delta", delta))
+
+
+def interval_of(history: History, delta: float) -> Interval:
+    """An interval that contains the ε of a history at ``delta``, which was checked."""
+    composition = compose(history)
+    if composition.empty:
+        return Interval(0.0, 0.0, "closed form")
     if composition.noiseless:
         return Interval(math.inf, math.inf, "closed form")
     from tacit.accounting.certified import certified_epsilon
