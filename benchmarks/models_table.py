@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from benchmarks import zoo
-from benchmarks.zoo.entry import in_bfloat16, single
+from benchmarks.zoo.entry import cast, in_bfloat16
+from tacit.checking.compare import compare
 from tacit.errors import TacitError
 from tacit.testing import private_gradients, single_sample_loop
 
@@ -37,15 +38,14 @@ def measure(entry: zoo.Entry, way: zoo.Way) -> str:
     model, batch = build(), entry.batch_of()
     loss = entry.loss
     if way == "bf16":
-        loss, batch = in_bfloat16(loss), single(batch)
+        loss, batch = in_bfloat16(loss), cast(batch, torch.float32)
     reference = single_sample_loop(entry.model() if way == "bf16" else model, entry.loss, entry.batch_of())
     try:
         norms, sums = private_gradients(model, loss, batch, max_grad_norm=reference.max_grad_norm)
     except TacitError:
         return "refused"
-    whole = torch.stack([g.norm() for g in reference.sums.values()]).norm()
-    apart = torch.stack([(sums[name].double() - g).norm() for name, g in reference.sums.items()]).norm()
-    return f"{max(float(((norms - reference.norms) / reference.norms).abs().max()), float(apart / whole)):.0e}"
+    found = compare(reference, norms, sums)
+    return f"{max(found.norm_error, found.sum_error):.0e}"
 
 
 def table(title: str, entries: Mapping[str, zoo.Entry], ways: Sequence[zoo.Way]) -> str:

@@ -46,7 +46,7 @@ class Entry:
     def batch_of(self, B: int = 3, T: int = 5) -> Any:
         """A batch in float64: the same each time."""
         torch.manual_seed(1)
-        return map_tensors(lambda value: value.double() if value.is_floating_point() else value, self.batch(B, T))
+        return cast(self.batch(B, T), torch.float64)
 
 
 def ways_of(entry: Entry) -> dict[Way, Callable[[], nn.Module]]:
@@ -79,9 +79,9 @@ def in_bfloat16(loss: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tens
     return run
 
 
-def single(batch: Any) -> Any:
-    """A batch in float32."""
-    return map_tensors(lambda value: value.float() if value.is_floating_point() else value, batch)
+def cast(batch: Any, dtype: torch.dtype) -> Any:
+    """A batch with its numbers in another precision."""
+    return map_tensors(lambda value: value.to(dtype) if value.is_floating_point() else value, batch)
 
 
 class Checkpointed(nn.Module):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from benchmarks.models_table import measure
-from benchmarks.zoo.entry import in_bfloat16, single
+from benchmarks.zoo.entry import cast, in_bfloat16
 
 from benchmarks import zoo
 from tacit.errors import CoupledLossWarning, PrivacyError
@@ -65,7 +65,7 @@ def test_checkpointing(name: str, way: zoo.Way) -> None:
 @NAMES
 def test_bfloat16(name: str) -> None:
     entry = zoo.MODELS[name]
-    model, batch = zoo.ways_of(entry)["bf16"](), single(entry.batch_of())
+    model, batch = zoo.ways_of(entry)["bf16"](), cast(entry.batch_of(), torch.float32)
     norms, _ = private_gradients(model, in_bfloat16(entry.loss), batch, max_grad_norm=1.0)
     exactly, _ = private_gradients(model, entry.loss, batch, max_grad_norm=1.0)
     torch.testing.assert_close(norms, exactly, rtol=0.1, atol=0.0)

@@ -1,27 +1,21 @@
-"""Adapters of every kind on frozen models."""
+"""What adapters do beyond their gradients, which `tests/benchmarks/test_zoo.py` holds."""
 
 from typing import Any
 
 import peft
 import pytest
 import torch
+from benchmarks.zoo.adapters import KINDS as ADAPTERS
 from peft import get_peft_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+from transformers import BertConfig, BertForSequenceClassification
 
 from tacit import FallbackWarning, PrivacyEngine
 from tacit.testing import check_exactness
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 WORDS = 11
-
-
-def gpt2() -> Any:
-    settings = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "use_cache": False}
-    return GPT2LMHeadModel(
-        GPT2Config(vocab_size=WORDS, n_positions=16, n_embd=8, n_layer=2, n_head=2, pad_token_id=0, **settings)
-    )
 
 
 def bert() -> Any:
@@ -36,56 +30,6 @@ def bert() -> Any:
         attention_probs_dropout_prob=0.0,
     )
     return BertForSequenceClassification(config)
-
-
-C_ATTN = {"target_modules": ["c_attn"], "fan_in_fan_out": True}
-TEXT = {"task_type": "CAUSAL_LM"}
-ADAPTERS: dict[str, Any] = {
-    "lora": lambda: (gpt2(), peft.LoraConfig(r=2, **C_ATTN)),
-    "rslora": lambda: (gpt2(), peft.LoraConfig(r=2, use_rslora=True, **C_ATTN)),
-    "dora": lambda: (bert(), peft.LoraConfig(r=2, use_dora=True, target_modules=["query", "value"])),
-    "embedding": lambda: (gpt2(), peft.LoraConfig(r=2, target_modules=["wte", "c_attn"], fan_in_fan_out=True)),
-    "modules to save": lambda: (
-        bert(),
-        peft.LoraConfig(r=2, target_modules=["query"], modules_to_save=["classifier"]),
-    ),
-    "ia3": lambda: (
-        bert(),
-        peft.IA3Config(target_modules=["key", "value", "output.dense"], feedforward_modules=["output.dense"]),
-    ),
-    "vera": lambda: (bert(), peft.VeraConfig(r=2, target_modules=["query", "value"])),
-    "adalora": lambda: (
-        bert(),
-        peft.AdaLoraConfig(init_r=3, target_r=2, total_step=10, tinit=1, tfinal=2, target_modules=["query", "value"]),
-    ),
-    "prompt tuning": lambda: (gpt2(), peft.PromptTuningConfig(num_virtual_tokens=3, **TEXT)),
-    "p-tuning": lambda: (
-        gpt2(),
-        peft.PromptEncoderConfig(num_virtual_tokens=3, encoder_hidden_size=4, **TEXT),
-    ),
-    "prefix tuning": lambda: (gpt2(), peft.PrefixTuningConfig(num_virtual_tokens=3, **TEXT)),
-}
-
-
-def build(name: str) -> Any:
-    base, config = ADAPTERS[name]()
-    model = get_peft_model(base, config).double().train()
-    for key, parameter in model.named_parameters():
-        if parameter.requires_grad and "lora_magnitude" not in key:
-            nn.init.normal_(parameter, std=0.3)
-    return model
-
-
-def logits(m: Any, b: Any, c: Any) -> Tensor:
-    out = m(b[0]).logits
-    return c(out[:, -1] if out.dim() == 3 else out, b[1])
-
-
-@pytest.mark.parametrize("B", [1, 3, 5])
-@pytest.mark.parametrize("name", ADAPTERS)
-def test_adapters(exact: Any, name: str, B: int) -> None:
-    model = build(name)
-    exact.loss(model, logits, (torch.randint(1, WORDS, (B, 5)), torch.randint(0, WORDS, (B,))), nn.CrossEntropyLoss())
 
 
 class Quantized(nn.Module):
@@ -140,9 +84,9 @@ def test_several_adapters_and_merging_after_training() -> None:
 
 def test_adaloras_own_penalty_is_part_of_each_samples_loss(exact: Any) -> None:
     """It depends on parameters alone, and is added to the mean of the batch: the model runs apart."""
-    base, config = ADAPTERS["adalora"]()
+    config = ADAPTERS["AdaLoRA"][1]()
     config.task_type = "SEQ_CLS"
-    model, ids = get_peft_model(base, config).double().train(), torch.randint(1, WORDS, (3, 5))
+    model, ids = get_peft_model(bert(), config).double().train(), torch.randint(1, WORDS, (3, 5))
     for key, parameter in model.named_parameters():
         if "lora_" in key:
             nn.init.normal_(parameter, std=0.3)

@@ -11,12 +11,17 @@ from torch import Tensor
 
 from tacit.capture.crossings import CrossingSlot, crossing_of
 from tacit.capture.derived import DerivedSlot, ReshapedSlot, RowsSlot, StackSlot, ViewSlot, leaves_of, was_made
+from tacit.capture.entrance import Entrance
 from tacit.capture.marks import Mark, mark_of, set_mark
 from tacit.capture.passes import Pass
 from tacit.capture.views import before_expansion, reshaped_source, rows_source, stack_source, transposed_source
 from tacit.errors import LayoutError, PrivacyError
 from tacit.rules import Contact, Slot
 from tacit.uses import Layout, Use
+
+
+def _as_it_is(function: Callable[..., Any], _types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return function(*args, **kwargs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,12 @@ class CaptureContact(Contact):
         self._trainable = trainable
         self._redispatch = redispatch
         self._slots = {id(value): self._find_slot(value) for value in trainable}
+
+    @classmethod
+    def of_module(cls, entrance: Entrance, frame: Frame, names: Names, trainable: list[Tensor]) -> CaptureContact:
+        """A whole module taken as one call."""
+        where = f"{entrance.path}, {type(entrance.module).__name__}"
+        return cls(entrance.inner, frame, names, where, trainable, _as_it_is)
 
     @property
     def private(self) -> bool:

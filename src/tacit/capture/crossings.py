@@ -59,6 +59,8 @@ class CrossingSlot(Slot):
 def crossing_of(value: Tensor) -> Crossing | None:
     """The crossing that a tensor is: as a checkpoint handed it out, or as a recomputation took it in."""
     found: Crossing | None = getattr(value, _CROSSING, None)
+    if found is None:  # almost always, and asked of every tensor of every call
+        return None
     crossed = value.grad_fn is None or value.grad_fn.name() == "CheckpointFunctionBackward"
     return found if crossed else None
 

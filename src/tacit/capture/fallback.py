@@ -106,14 +106,8 @@ class Fallback:
         ]
         inputs = [(place, t) for place, t in enumerate(tensors) if t.requires_grad and mark_of(t) is None]
         try:
-            contact = CaptureContact(
-                entrance.inner,
-                frame,
-                self._capture.names,
-                f"{entrance.path}, {type(entrance.module).__name__}",
-                [value for _, value in (*private, *inputs)],
-                lambda function, _types, args, kwargs: function(*args, **kwargs),
-            )
+            trainable = [value for _, value in (*private, *inputs)]
+            contact = CaptureContact.of_module(entrance, frame, self._capture.names, trainable)
             layouts = [contact.layout(value) for value in tensors]
         except LayoutError as error:
             self.bar(entrance)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -61,6 +61,10 @@ Clip = Callable[["Pass", Mapping[str, list[Use]]], ClippedSums]
 """Turns the uses of one backward into clipped sums; the engine provides it."""
 
 
+Crossings: TypeAlias = "dict[object, list[list[Crossing | None]]]"
+Promises: TypeAlias = "tuple[dict[str, int], Crossings]"
+
+
 class Pass:
     """Collects uses by parameter name.
 
@@ -86,7 +90,7 @@ class Pass:
         self.dummy = dummy
         self.synthetic = synthetic
         self.contacts: dict[str, int] = {}
-        self.crossings: dict[object, list[list[Crossing | None]]] = {}
+        self.crossings: Crossings = {}
         self.finished = False
         self.plain_only = False
         self.sink: Callable[[str, Use], None] | None = None
@@ -106,6 +110,16 @@ class Pass:
 
     def promise(self, name: str) -> None:
         self.contacts[name] = self.contacts.get(name, 0) + 1
+
+    def promises(self) -> Promises:
+        """What the forwards have promised so far."""
+        return dict(self.contacts), {module: list(calls) for module, calls in self.crossings.items()}
+
+    def take_back(self, before: Promises) -> None:
+        """Forget what was promised since :meth:`promises`: the forward runs again."""
+        contacts, crossings = before
+        self.contacts = dict(contacts)
+        self.crossings = {module: list(calls) for module, calls in crossings.items()}
 
     def add(self, name: str, use: Use, recomputed_in: int | None) -> None:
         """Take one use.

@@ -94,12 +94,4 @@ class Recomputation:
         return out
 
     def _slot(self, frame: Frame, entrance: Entrance, value: Tensor) -> Slot | None:
-        contact = CaptureContact(
-            entrance.inner,
-            frame,
-            self._runner.capture.names,
-            entrance.path,
-            [value],
-            lambda function, _types, args, kwargs: function(*args, **kwargs),
-        )
-        return contact.slot(value)
+        return CaptureContact.of_module(entrance, frame, self._runner.capture.names, [value]).slot(value)

@@ -74,8 +74,7 @@ class Runner:
         has written into its inputs, it cannot be run again at all.
         """
         random = random_state(device)
-        contacts = dict(frame.run.contacts)
-        crossings = {module: list(calls) for module, calls in frame.run.crossings.items()}
+        before = frame.run.promises()
         inputs = list(tensors_in((args, kwargs)))
         versions = [value._version for value in inputs]
         while True:
@@ -91,8 +90,7 @@ class Runner:
             finally:
                 self._failure = None
             set_random_state(device, random)
-            frame.run.contacts = dict(contacts)
-            frame.run.crossings = {module: list(calls) for module, calls in crossings.items()}
+            frame.run.take_back(before)
 
     def _refuse_lost_outputs(self, out: Any, entrance: Entrance) -> None:
         """No rule looks at what comes behind the last parameter: an output has to show where its samples are.
