@@ -175,7 +175,7 @@ def test_what_was_released_without_noise_or_not_at_all():
 
 def test_unknown_adjacency_and_negative_epsilon():
     with pytest.raises(ConfigurationError, match="no pair of distributions is known"):
-        epsilon_interval(**plan(1.0, 0.1, 1), delta=1e-5, adjacency="replace-one")
+        epsilon_interval(**plan(1.0, 0.1, 1), delta=1e-5, adjacency="swap-one")
     with pytest.raises(ConfigurationError, match="at least 0"):
         delta_interval(**plan(1.0, 0.1, 1), epsilon=-1.0)
 

@@ -2,19 +2,33 @@
 
 from tacit.accounting.accountants import Accountant, PLDAccountant, RDPAccountant, create_accountant
 from tacit.accounting.calibration import calibrate, epsilon, noise_multiplier
-from tacit.accounting.events import EpochRelease, PoissonRelease, Release
 from tacit.accounting.intervals import Interval, delta_interval, epsilon_interval
+from tacit.accounting.releases import (
+    Adjacency,
+    BallsInBinsRelease,
+    CyclicRelease,
+    EpochRelease,
+    FixedSizeRelease,
+    PoissonRelease,
+    Release,
+    TruncatedRelease,
+)
 from tacit.accounting.tradeoff import TradeOff, gaussian_mu, trade_off
 
 __all__ = [
     "Accountant",
+    "Adjacency",
+    "BallsInBinsRelease",
+    "CyclicRelease",
     "EpochRelease",
+    "FixedSizeRelease",
     "Interval",
     "PLDAccountant",
     "PoissonRelease",
     "RDPAccountant",
     "Release",
     "TradeOff",
+    "TruncatedRelease",
     "calibrate",
     "create_accountant",
     "delta_interval",

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from tacit.accounting.composition import Composition, compose
+from tacit.accounting.checks import checked_count, checked_delta
+from tacit.accounting.composition import Composition, compositions
 from tacit.accounting.events import (
-    Adjacency,
-    EpochRelease,
+    KINDS,
     History,
-    PoissonRelease,
-    Release,
     adjacency_of,
-    checked_count,
-    checked_delta,
+    checked_adjacency,
+    for_group,
     release_from_dict,
     release_to_dict,
 )
 from tacit.accounting.intervals import Interval, interval_of
 from tacit.accounting.rdp import rdp_epsilon
+from tacit.accounting.releases import Adjacency, PoissonRelease, Release
+from tacit.accounting.tradeoff import TradeOff, trade_off
 from tacit.errors import CheckpointError, ConfigurationError
 
 _FORMAT = "tacit.accountant"
@@ -36,7 +37,8 @@ class Accountant(ABC):
 
     name: ClassVar[str]
 
-    def __init__(self) -> None:
+    def __init__(self, adjacency: Adjacency | None = None) -> None:
+        self._wanted = None if adjacency is None else checked_adjacency(adjacency)
         self._history: list[tuple[Release, int]] = []
         self._steps = 0
         self._epsilons: dict[float, float] = {}
@@ -59,7 +61,12 @@ class Accountant(ABC):
     @property
     def adjacency(self) -> Adjacency:
         """The neighbouring relation under which `get_epsilon` holds; see `events.adjacency_of`."""
-        return adjacency_of(self._history)
+        return adjacency_of(self._history, self._wanted)
+
+    @property
+    def wanted_adjacency(self) -> Adjacency | None:
+        """The neighbouring relation that was asked for, if one was."""
+        return self._wanted
 
     def __len__(self) -> int:
         """Number of runs of equal releases in the history."""
@@ -69,13 +76,16 @@ class Accountant(ABC):
         """Add a release to the history, `count` times in a row.
 
         Raises:
-            ConfigurationError: if `release` is not one of the known kinds or `count` is not an
-                int of at least 1.
+            ConfigurationError: if `release` is not one of the known kinds, or has no proof under the
+                adjacency of the others, or `count` is not an int of at least 1.
         """
-        if not isinstance(release, (PoissonRelease, EpochRelease)):
+        if type(release) not in KINDS.values():
             raise ConfigurationError(
-                f"got {release!r}, whose privacy cost is unknown: record a PoissonRelease or an EpochRelease."
+                f"got {release!r}, whose privacy cost is unknown: record a PoissonRelease, or another of the kinds in "
+                "tacit.accounting."
             )
+        if not self._history or type(release) is not type(self._history[-1][0]):
+            adjacency_of([*self._history, (release, 1)], self._wanted)
         self._append(release, checked_count("count", count))
 
     def step(self, *, noise_multiplier: float, sample_rate: float) -> None:
@@ -104,26 +114,33 @@ class Accountant(ABC):
         """
         delta = checked_delta("delta", delta)
         if delta not in self._epsilons:
-            composition = compose(self._history)
-            if composition.empty:
-                epsilon = 0.0
-            elif composition.noiseless:
-                epsilon = float("inf")
-            else:
-                epsilon = self._bound(composition, delta)
-            self._epsilons[delta] = epsilon
+            self._epsilons[delta] = max(
+                self._epsilon(each, delta) for each in compositions(self._history, self._wanted)
+            )
         return self._epsilons[delta]
 
-    def get_interval(self, delta: float) -> Interval:
+    def _epsilon(self, composition: Composition, delta: float) -> float:
+        if composition.empty:
+            return 0.0
+        return math.inf if composition.noiseless else self._bound(composition, delta)
+
+    def get_interval(self, delta: float, *, group: int = 1) -> Interval:
         """An interval that contains the ε at `delta` of everything released so far, whatever the accountant.
 
         Args:
             delta: probability with which the ε bound may fail, strictly between 0 and 1.
+            group: for how many records together: those of one user, say, if each was drawn by itself.
 
         Raises:
-            ConfigurationError: if `delta` is outside its range.
+            ConfigurationError: if an argument is outside its range, or no bound for groups is known for a release.
         """
-        return interval_of(self._history, checked_delta("delta", delta))
+        group = checked_count("group", group)
+        history = [(for_group(release, group), count) for release, count in self._history]
+        return interval_of(history, checked_delta("delta", delta), self._wanted)
+
+    def get_trade_off(self) -> TradeOff:
+        """What an attacker can do, given everything released so far; see `TradeOff`."""
+        return trade_off(self._history, adjacency=self._wanted)
 
     def state_dict(self) -> dict[str, Any]:
         """The history as JSON-able data, for checkpoints."""
@@ -188,18 +205,23 @@ class PLDAccountant(Accountant):
 _ACCOUNTANTS: dict[str, type[Accountant]] = {"rdp": RDPAccountant, "pld": PLDAccountant, "prv": PLDAccountant}
 
 
-def create_accountant(name: str) -> Accountant:
+def create_accountant(name: str, adjacency: Adjacency | None = None) -> Accountant:
     """A new accountant: "pld" (tight), "rdp" (fast) or "prv" (another name for "pld").
 
+    Args:
+        name: which.
+        adjacency: the neighbouring relation: "add-or-remove-one", "zero-out-one" or "replace-one". By default the first
+            of these for which all releases have a proof.
+
     Raises:
-        ConfigurationError: if the name is none of these.
+        ConfigurationError: if the name, or the relation, is none of these.
     """
     if not isinstance(name, str) or name not in _ACCOUNTANTS:
         raise ConfigurationError(
             f"accountant is {name!r}, for which no privacy bound is known: choose one of "
             f"{', '.join(map(repr, _ACCOUNTANTS))}."
         )
-    return _ACCOUNTANTS[name]()
+    return _ACCOUNTANTS[name](adjacency)
 
 
 def _read_history(state: Mapping[str, Any], name: str) -> list[tuple[Release, int]]:

@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterable
 from itertools import count
 
 from tacit.accounting.accountants import create_accountant
-from tacit.accounting.composition import compose, sensitivities
-from tacit.accounting.events import PoissonRelease, Release, checked_count, checked_delta, checked_number
+from tacit.accounting.checks import checked_count, checked_delta, checked_number
+from tacit.accounting.composition import Composition, compose, sensitivities
+from tacit.accounting.events import checked_adjacency
 from tacit.accounting.gaussian import gaussian_epsilon
+from tacit.accounting.pairs import like
+from tacit.accounting.releases import Adjacency, PoissonRelease, Release
 from tacit.errors import ConfigurationError
 
 MakeHistory = Callable[[float], Iterable[tuple[Release, int]]]
@@ -19,8 +22,16 @@ TOLERANCE = 1e-3
 _LEAST_NOISE, _MOST_NOISE = 1e-3, 1e9
 
 
-def epsilon(*, noise_multiplier: float, sample_rate: float, steps: int, delta: float, accountant: str = "pld") -> float:
-    """Upper bound on the ε of DP-SGD with Poisson sampling, under add-or-remove-one adjacency.
+def epsilon(
+    *,
+    noise_multiplier: float,
+    sample_rate: float,
+    steps: int,
+    delta: float,
+    accountant: str = "pld",
+    adjacency: Adjacency = "add-or-remove-one",
+) -> float:
+    """Upper bound on the ε of DP-SGD with Poisson sampling.
 
     Args:
         noise_multiplier: standard deviation of the noise / clipping bound, at least 0.
@@ -28,6 +39,7 @@ def epsilon(*, noise_multiplier: float, sample_rate: float, steps: int, delta: f
         steps: number of noisy steps, at least 1.
         delta: probability with which the ε bound may fail, strictly between 0 and 1.
         accountant: "pld" (tight), "rdp" (fast) or "prv" (the same as "pld").
+        adjacency: which data sets are neighbours; see `epsilon_interval`.
 
     Returns:
         ε in nats; infinity if `noise_multiplier` is 0.
@@ -36,11 +48,18 @@ def epsilon(*, noise_multiplier: float, sample_rate: float, steps: int, delta: f
         ConfigurationError: if an argument is outside its range.
     """
     release = PoissonRelease(noise_multiplier, sample_rate)
-    return _epsilon_of([(release, checked_count("steps", steps))], checked_delta("delta", delta), accountant)
+    history = [(release, checked_count("steps", steps))]
+    return _epsilon_of(history, checked_delta("delta", delta), accountant, checked_adjacency(adjacency))
 
 
 def noise_multiplier(
-    *, target_epsilon: float, target_delta: float, sample_rate: float, steps: int, accountant: str = "pld"
+    *,
+    target_epsilon: float,
+    target_delta: float,
+    sample_rate: float,
+    steps: int,
+    accountant: str = "pld",
+    adjacency: Adjacency = "add-or-remove-one",
 ) -> float:
     """Smallest noise multiplier with which DP-SGD with Poisson sampling keeps to the target.
 
@@ -50,6 +69,7 @@ def noise_multiplier(
         sample_rate: probability with which each record is in a batch, in (0, 1].
         steps: number of noisy steps, at least 1.
         accountant: "pld" (tight), "rdp" (fast) or "prv" (the same as "pld").
+        adjacency: which data sets are neighbours; see `epsilon_interval`.
 
     Returns:
         σ with ``epsilon(noise_multiplier=σ, ...)`` in [target_epsilon · (1 − 1e-3), target_epsilon].
@@ -60,11 +80,21 @@ def noise_multiplier(
     checked_count("steps", steps)
     PoissonRelease(1.0, sample_rate)
     return calibrate(
-        lambda noise: [(PoissonRelease(noise, sample_rate), steps)], target_epsilon, target_delta, accountant
+        lambda noise: [(PoissonRelease(noise, sample_rate), steps)],
+        target_epsilon,
+        target_delta,
+        accountant,
+        checked_adjacency(adjacency),
     )
 
 
-def calibrate(make_history: MakeHistory, target_epsilon: float, target_delta: float, accountant: str = "pld") -> float:
+def calibrate(
+    make_history: MakeHistory,
+    target_epsilon: float,
+    target_delta: float,
+    accountant: str = "pld",
+    adjacency: Adjacency | None = None,
+) -> float:
     """Smallest noise multiplier with which a planned history keeps to (ε, δ).
 
     Args:
@@ -73,6 +103,7 @@ def calibrate(make_history: MakeHistory, target_epsilon: float, target_delta: fl
         target_epsilon: wanted ε in nats, greater than 0.
         target_delta: probability with which the ε bound may fail, strictly between 0 and 1.
         accountant: a name that `create_accountant` knows.
+        adjacency: the neighbouring relation; by default the first for which all releases have a proof.
 
     Returns:
         the noise multiplier, for which the accountant's ε was found in
@@ -89,13 +120,15 @@ def calibrate(make_history: MakeHistory, target_epsilon: float, target_delta: fl
             f"target_epsilon is {target_epsilon!r}, which no finite noise can reach: pass a number above 0."
         )
     delta = checked_delta("target_delta", target_delta)
-    create_accountant(accountant)
-    guess = _central_limit_guess(make_history, target, delta)
-    return _search(lambda noise: _epsilon_of(make_history(noise), delta, accountant), target, guess)
+    create_accountant(accountant, adjacency)
+    guess = _central_limit_guess(lambda noise: compose(make_history(noise), adjacency), target, delta)
+    return _search(lambda noise: _epsilon_of(make_history(noise), delta, accountant, adjacency), target, guess)
 
 
-def _epsilon_of(history: Iterable[tuple[Release, int]], delta: float, accountant: str) -> float:
-    state = create_accountant(accountant)
+def _epsilon_of(
+    history: Iterable[tuple[Release, int]], delta: float, accountant: str, adjacency: Adjacency | None
+) -> float:
+    state = create_accountant(accountant, adjacency)
     for release, times in history:
         state.record(release, times)
     return state.get_epsilon(delta)
@@ -145,7 +178,7 @@ def _at_the_end(noise: float, too_little: bool, too_much: bool, target: float) -
     )
 
 
-def _central_limit_guess(make_history: MakeHistory, target: float, delta: float) -> float:
+def _central_limit_guess(composed: Callable[[float], Composition], target: float, delta: float) -> float:
     """Noise multiplier at which the history resembles one Gaussian mechanism that meets the target.
 
     Bu, Dong, Long, Su 2020, arXiv:1911.11607: many sampled Gaussians behave like one with
@@ -154,9 +187,10 @@ def _central_limit_guess(make_history: MakeHistory, target: float, delta: float)
     low, high = math.log(_LEAST_NOISE), math.log(_MOST_NOISE)
     while high - low > 1e-3:
         middle = (low + high) / 2
-        composition = compose(make_history(math.exp(middle)))
+        composition = composed(math.exp(middle))
         divergence = composition.precision + math.fsum(
-            times * chi_square(release) for release, times in composition.sampled.items()
+            count * times * chi_square(release)
+            for (release, times), count in ((like(pair), count) for pair, count in composition.sampled.items())
         )
         too_little = composition.noiseless or gaussian_epsilon(math.sqrt(divergence), delta) > target
         low, high = (middle, high) if too_little else (low, middle)

@@ -1,11 +1,13 @@
 """Epsilon as an interval that contains the truth.
 
 The upper end is the ε of distributions that dominate what was released, the lower that of distributions which it
-dominates (`single_step`, `losses`), the larger over the two directions: a record added, a record removed.
+dominates (`steps`, `losses`), the larger over the two directions: a record added, a record removed.
 
 What stands between the ends and the truth:
 
 * cells and nodes: proved to err to the named side (see there); they make the interval wide.
+* pairs: each kind of release names the proof that its pair dominates. For truncated batches and for those of fixed
+  size no data are known that have the same pair, so that the lower end is that of another one, which some data have.
 * cut tails: proved; the mass is moved to infinity, at most a thousandth of δ in all.
 * rounding: a *model*. Every number is a sum or product of positive numbers, so relative errors of single operations
   (2⁻⁵³) add up and do not grow; ``ROUNDING`` allows for a thousand times what was seen against closed forms.
@@ -17,14 +19,16 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 
+from tacit.accounting.cells import Direction
 from tacit.accounting.composition import Composition
-from tacit.accounting.events import PoissonRelease
 from tacit.accounting.gaussian import gaussian_epsilon, gaussian_log_delta
 from tacit.accounting.grouping import grouped
 from tacit.accounting.intervals import Interval
 from tacit.accounting.losses import Losses, Mesh, compose
+from tacit.accounting.pairs import Pair, chance, symmetric, unamplified
 from tacit.accounting.rdp import rdp_epsilon
-from tacit.accounting.single_step import Direction, single_step
+from tacit.accounting.releases import PoissonRelease
+from tacit.accounting.steps import step_losses
 
 ROUNDING = 1e-9
 """Relative slack for rounding, on δ and on ε."""
@@ -58,7 +62,10 @@ def certified_epsilon(composition: Composition, delta: float, *, lower: bool = T
     upper = _composed(composition, delta, "remove", mesh, upper=True).epsilon(strict)
     directions: list[Direction] = ["remove"]
     # Adding a record is almost always the cheaper direction: a rough bound shows it at a tenth of the price.
-    if not _composed(composition, delta, "add", ROUGH, upper=True).epsilon(strict) <= upper:
+    if not (
+        all(map(symmetric, composition.sampled))
+        or _composed(composition, delta, "add", ROUGH, upper=True).epsilon(strict) <= upper
+    ):
         upper = max(upper, _composed(composition, delta, "add", mesh, upper=True).epsilon(strict))
         directions.append("add")
     if math.isinf(upper):
@@ -133,7 +140,7 @@ def _composed(composition: Composition, delta: float, direction: Direction, mesh
         parts.append(_copies(release, times, direction, upper, mesh, each))
     if composition.precision:
         gaussian = PoissonRelease(composition.precision**-0.5, 1.0)
-        parts.append(single_step(gaussian, direction, upper=upper, lost=lost, cell=mesh.cell))
+        parts.append(step_losses(gaussian, direction, upper=upper, lost=lost, mesh=mesh))
     while len(parts) > 1:  # pairwise, so that each passes few nodes
         pairs = [compose(one, other, mesh=mesh, lost=lost) for one, other in zip(parts[::2], parts[1::2], strict=False)]
         parts = pairs + (parts[-1:] if len(parts) % 2 else [])
@@ -141,10 +148,10 @@ def _composed(composition: Composition, delta: float, direction: Direction, mesh
 
 
 @lru_cache(maxsize=2048)
-def _copies(release: PoissonRelease, times: int, direction: Direction, upper: bool, mesh: Mesh, each: float) -> Losses:
+def _copies(release: Pair, times: int, direction: Direction, upper: bool, mesh: Mesh, each: float) -> Losses:
     """``times`` releases, by squaring. Each of the 2 log₂(times) + 1 levels may cut ``each`` for each release."""
     if times == 1:
-        return single_step(release, direction, upper=upper, lost=each, cell=mesh.cell)
+        return step_losses(release, direction, upper=upper, lost=each, mesh=mesh)
     last = times & -times
     if last == times:
         half = _copies(release, times // 2, direction, upper, mesh, each)
@@ -160,14 +167,14 @@ def _rounded(lost: float) -> float:
 
 def _chance(composition: Composition) -> float:
     """A bound on the probability that a record is drawn at all."""
-    return math.fsum(release.sample_rate * release.draws * times for release, times in composition.sampled.items())
+    return math.fsum(chance(pair) * times for pair, times in composition.sampled.items())
 
 
 def _carried(composition: Composition, delta: float) -> bool:
     """Whether floats hold the largest likelihood ratio that matters, and the smallest masses."""
     releases = sum(composition.sampled.values()) + 1
     reach = math.sqrt(-2 * math.log(_rounded(_TAIL * delta / (4 * releases)) / releases))
-    ratios = [release.draws / release.noise_multiplier for release in composition.sampled]
+    ratios = [unamplified(pair) for pair in composition.sampled]
     ratios.append(math.sqrt(composition.precision))
     return all(ratio * ratio / 2 + ratio * reach < _LARGEST_EXPONENT for ratio in ratios) and reach < 36
 

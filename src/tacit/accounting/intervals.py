@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tacit.accounting.composition import compose
-from tacit.accounting.events import Adjacency, History, PoissonRelease, checked_count, checked_delta, checked_number
+from tacit.accounting.checks import checked_count, checked_delta, checked_number
+from tacit.accounting.composition import Composition, compose, compositions
+from tacit.accounting.events import History, checked_adjacency, for_group
+from tacit.accounting.releases import Adjacency, PoissonRelease
 from tacit.errors import ConfigurationError
 
 
@@ -36,6 +38,7 @@ def epsilon_interval(
     steps: int,
     delta: float,
     adjacency: Adjacency = "add-or-remove-one",
+    group: int = 1,
 ) -> Interval:
     """An interval that contains the ε of DP-SGD with Poisson sampling.
 
@@ -44,8 +47,9 @@ def epsilon_interval(
         sample_rate: probability with which each record is in a batch, in (0, 1].
         steps: number of noisy steps, at least 1.
         delta: probability with which the ε bound may fail, strictly between 0 and 1.
-        adjacency: which data sets are neighbours. A blank record contributes nothing to any batch, so that
-            "zero-out-one" has the same pair of distributions as "add-or-remove-one" (see `adjacency_of`).
+        adjacency: which data sets are neighbours: one has a record more ("add-or-remove-one"), a blank one
+            ("zero-out-one", which costs the same), or another one ("replace-one").
+        group: for how many records together.
 
     Returns:
         ``(lower, upper)`` in nats, with the method that found them. See `certified` for what is proved.
@@ -53,13 +57,17 @@ def epsilon_interval(
     Raises:
         ConfigurationError: an argument is outside its range.
     """
-    release = _checked(noise_multiplier, sample_rate, adjacency)
-    return interval_of([(release, checked_count("steps", steps))], checked_delta("delta", delta))
+    release = for_group(PoissonRelease(noise_multiplier, sample_rate), checked_count("group", group))
+    history = [(release, checked_count("steps", steps))]
+    return interval_of(history, checked_delta("delta", delta), checked_adjacency(adjacency))
 
 
-def interval_of(history: History, delta: float) -> Interval:
+def interval_of(history: History, delta: float, adjacency: Adjacency | None = None) -> Interval:
     """An interval that contains the ε of a history at ``delta``, which was checked."""
-    composition = compose(history)
+    return _worst([_of_composition(each, delta) for each in compositions(history, adjacency)])
+
+
+def _of_composition(composition: Composition, delta: float) -> Interval:
     if composition.empty:
         return Interval(0.0, 0.0, "closed form")
     if composition.noiseless:
@@ -67,6 +75,12 @@ def interval_of(history: History, delta: float) -> Interval:
     from tacit.accounting.certified import certified_epsilon
 
     return certified_epsilon(composition, delta)
+
+
+def _worst(intervals: list[Interval]) -> Interval:
+    """An interval that contains the largest of several numbers."""
+    largest = max(intervals, key=lambda interval: interval.upper)
+    return Interval(max(interval.lower for interval in intervals), largest.upper, largest.method)
 
 
 def delta_interval(
@@ -89,8 +103,8 @@ def delta_interval(
     Raises:
         ConfigurationError: an argument is outside its range.
     """
-    release = _checked(noise_multiplier, sample_rate, adjacency)
-    composition = compose([(release, checked_count("steps", steps))])
+    release = PoissonRelease(noise_multiplier, sample_rate)
+    composition = compose([(release, checked_count("steps", steps))], checked_adjacency(adjacency))
     epsilon = checked_number("epsilon", epsilon)
     if epsilon < 0:
         raise ConfigurationError(f"epsilon is {epsilon!r}, but it is a bound on a loss: pass a number of at least 0.")
@@ -99,12 +113,3 @@ def delta_interval(
     from tacit.accounting.certified import certified_delta
 
     return certified_delta(composition, epsilon)
-
-
-def _checked(noise_multiplier: float, sample_rate: float, adjacency: str) -> PoissonRelease:
-    if adjacency not in ("add-or-remove-one", "zero-out-one"):
-        raise ConfigurationError(
-            f"adjacency is {adjacency!r}, for which no pair of distributions is known here: choose "
-            "'add-or-remove-one' or 'zero-out-one'."
-        )
-    return PoissonRelease(noise_multiplier, sample_rate)

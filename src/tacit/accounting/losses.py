@@ -97,7 +97,7 @@ def compose(one: Losses, other: Losses, *, mesh: Mesh, lost: float) -> Losses:
     """
     (m1, v1), (m2, v2) = one.moments(), other.moments()
     ends = _ends(one, other, lost / 2)
-    nodes = _nodes(m1 + m2, math.sqrt(v1 + v2), *ends, mesh)
+    nodes = nodes_between(m1 + m2, math.sqrt(v1 + v2), *ends, mesh)
     put = _Up(nodes) if one.upper else _Down(nodes)
     for values, masses in _sums(one, other):
         put.add(values, masses)
@@ -122,20 +122,20 @@ def _sums(one: Losses, other: Losses) -> Iterator[tuple[Array, Array]]:
 
 def _ends(one: Losses, other: Losses, lost: float) -> tuple[float, float]:
     """Losses below and above which the sum has at most ``lost`` mass, each from both parts' own ends."""
-    low = high = 0.0
-    for part in (one, other):
-        last = len(part.values) - 1
-        low += float(part.values[_first(np.cumsum(part.masses), lost / 2, last)])
-        high += float(part.values[last - _first(np.cumsum(part.masses[::-1]), lost / 2, last)])
+    ends = [tail_ends(part.values, part.masses, part.masses, lost / 2) for part in (one, other)]
+    low, high = (sum(end[side] for end in ends) for side in (0, 1))
     return low, max(high, low)
 
 
-def _first(masses: Array, lost: float, last: int) -> int:
-    """The first place at which as much as ``lost`` has been summed up."""
-    return min(int(np.searchsorted(masses, lost)), last)
+def tail_ends(values: Array, low_masses: Array, high_masses: Array, lost: float) -> tuple[float, float]:
+    """Values below and above which at most ``lost`` lies, by the one measure and by the other."""
+    last = len(values) - 1
+    low = min(int(np.searchsorted(np.cumsum(low_masses), lost)), last)
+    high = last - min(int(np.searchsorted(np.cumsum(high_masses[::-1]), lost)), last)
+    return float(values[low]), float(values[high])
 
 
-def _nodes(mean: float, deviation: float, low: float, high: float, mesh: Mesh) -> Array:
+def nodes_between(mean: float, deviation: float, low: float, high: float, mesh: Mesh) -> Array:
     """Nodes from ``low`` to ``high``: evenly spaced around the mean, then further and further apart."""
     step = max(mesh.near * deviation, 1e-300)
     reach = max(high - mean, mean - low, step)

@@ -8,15 +8,20 @@ Every ``(ε, δ(ε))`` bounds the true positive rate of any test at a given fals
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from tacit.accounting.composition import compose
-from tacit.accounting.events import History, checked_delta
+from tacit.accounting.checks import checked_delta
+from tacit.accounting.composition import Composition, compositions
+from tacit.accounting.events import History
+from tacit.accounting.releases import Adjacency
 from tacit.errors import ConfigurationError
 
 _GRID = [0.0, *(10 ** (power / 64) for power in range(-192, 148))]
 """ε from 0.001 to 200."""
+
+Points: TypeAlias = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +29,10 @@ class TradeOff:
     """Bounds on any test of whether one record was in the data.
 
     Attributes:
-        points: pairs (ε, an upper bound on δ at it).
+        curves: for each kind of record (see `composition.compositions`) pairs (ε, an upper bound on δ at it).
     """
 
-    points: tuple[tuple[float, float], ...]
+    curves: tuple[Points, ...]
 
     def true_positive_rate(self, false_positive_rate: float) -> float:
         """The most that a test with this false positive rate can have as its true positive rate.
@@ -36,22 +41,26 @@ class TradeOff:
             ConfigurationError: ``false_positive_rate`` is outside (0, 1).
         """
         rate = checked_delta("false_positive_rate", false_positive_rate)
-        best = 1.0
-        for epsilon, delta in self.points:
-            best = min(best, math.exp(min(epsilon, 700.0)) * rate + delta, 1 - math.exp(-epsilon) * (1 - delta - rate))
-        return max(best, rate)
+        return max(rate, *(min(1.0, *_rates(points, rate)) for points in self.curves))
 
     def curve(self, rates: Sequence[float]) -> list[tuple[float, float]]:
         """The trade-off at several false positive rates."""
         return [(rate, self.true_positive_rate(rate)) for rate in rates]
 
 
-def trade_off(history: History, epsilons: Iterable[float] = _GRID) -> TradeOff:
+def _rates(points: Points, rate: float) -> Iterator[float]:
+    for epsilon, delta in points:
+        yield math.exp(min(epsilon, 700.0)) * rate + delta
+        yield 1 - math.exp(-epsilon) * (1 - delta - rate)
+
+
+def trade_off(history: History, epsilons: Iterable[float] = _GRID, *, adjacency: Adjacency | None = None) -> TradeOff:
     """The trade-off that a history allows, in the worse of both directions.
 
     Args:
         history: what was released.
         epsilons: at which ε the bound on δ is computed.
+        adjacency: the neighbouring relation; by default the first for which all releases have a proof.
 
     Raises:
         ConfigurationError: no ε is given.
@@ -59,14 +68,17 @@ def trade_off(history: History, epsilons: Iterable[float] = _GRID) -> TradeOff:
     grid = sorted(set(epsilons))
     if not grid:
         raise ConfigurationError("epsilons is empty: the trade-off is a bound over at least one ε.")
-    composition = compose(list(history))
+    return TradeOff(tuple(_points(each, grid) for each in compositions(history, adjacency)))
+
+
+def _points(composition: Composition, grid: Sequence[float]) -> Points:
     if composition.empty:
-        return TradeOff(((0.0, 0.0),))
+        return ((0.0, 0.0),)
     if composition.noiseless:
-        return TradeOff(((0.0, 1.0),))
+        return ((0.0, 1.0),)
     from tacit.accounting.certified import upper_curve
 
-    return TradeOff(tuple(upper_curve(composition, grid)))
+    return tuple(upper_curve(composition, grid))
 
 
 def gaussian_mu(epsilon: float, delta: float) -> float:
