@@ -5,7 +5,7 @@ import torch
 from tests.small_run import epoch, make, train
 
 from tacit import PrivacyEngine
-from tacit.accounting import PoissonRelease, create_accountant, epsilon
+from tacit.accounting import BallsInBinsRelease, PoissonRelease, create_accountant, epsilon
 from tacit.budget import Budget
 from tacit.errors import BudgetError, ConfigurationError
 
@@ -54,19 +54,33 @@ def test_what_another_run_spends_counts(tmp_path):
 def test_own_batches_cost_by_the_epoch():
     engine, *parts = make(noise_multiplier=2.0, poisson_sampling=False)
     engine.budget(epsilon(noise_multiplier=2.0, sample_rate=1.0, steps=2, delta=DELTA), DELTA)
+    assert engine.remaining_steps == 6
     epoch(*parts)
+    assert engine.remaining_steps == 3
     epoch(*parts)
+    assert engine.remaining_steps == 0
     with pytest.raises(BudgetError, match="after 6 releases"):
         epoch(*parts)
-    with pytest.raises(ConfigurationError, match="cost as much as one"):
-        _ = engine.remaining_steps
+
+
+def test_an_epoch_that_was_left_early_is_not_gone_on_with():
+    engine, model, *parts = make(noise_multiplier=2.0, sampling="balls-in-bins")
+    history = [(BallsInBinsRelease(2.0, 3, 1), 1), (BallsInBinsRelease(2.0, 3, 2), 3)]
+    spent = create_accountant("pld")
+    spent.replace(history)
+    engine.budget(spent.get_epsilon(DELTA) * (1 + 1e-9), DELTA)
+    train(model, *parts, steps=1)
+    epoch(model, *parts)
+    assert list(engine.accountant.history) == history
+    with pytest.raises(BudgetError, match="after 4 releases"):
+        epoch(model, *parts)
 
 
 def test_the_search_ends_at_the_last_count_that_fits():
     release = PoissonRelease(1.0, 0.01)
     accountant = create_accountant("rdp")
     budget = Budget(2.0, DELTA)
-    count = budget.remaining(accountant, release)
+    count = budget.remaining(accountant, lambda releases: [(release, releases)])
     for steps, fits in ((count, True), (count + 1, False)):
         other = create_accountant("rdp")
         other.record(release, steps)

@@ -189,12 +189,12 @@ class TestFactors:
 
     def test_mean_is_undone_before_clipping(self):
         squares = {"w": torch.tensor([4.0, 0.04], dtype=torch.float64)}
-        found = clipping_factors(squares, FlatClipping(1.0), scale=2.0, dummy=False, like=squares["w"], samples=2)
+        found = clipping_factors(squares, FlatClipping(1.0), scale=2.0, real=2, like=squares["w"], samples=2)
         torch.testing.assert_close(found.norms, torch.tensor([4.0, 0.4], dtype=torch.float64))
         torch.testing.assert_close(found.by_name["w"], torch.tensor([0.5, 2.0], dtype=torch.float64))
         assert found.clipped == 1
 
     def test_a_dummy_sample_gets_the_factor_zero(self):
         squares = {"w": torch.tensor([4.0], dtype=torch.float64)}
-        found = clipping_factors(squares, FlatClipping(1.0), scale=1.0, dummy=True, like=squares["w"], samples=1)
+        found = clipping_factors(squares, FlatClipping(1.0), scale=1.0, real=0, like=squares["w"], samples=1)
         assert float(found.by_name["w"]) == 0.0

@@ -16,14 +16,14 @@ from tacit.accounting import Accountant, Release
 from tacit.budget import Budget
 from tacit.capture import Pass, Session, read_field
 from tacit.criterion import PrivateCriterion
-from tacit.errors import PrivacyError, SamplingError
+from tacit.errors import ConfigurationError, PrivacyError, SamplingError
 from tacit.first_step import FirstStep, Witness
 from tacit.ghost import GhostClipper
 from tacit.ledger import Ledger
 from tacit.mechanisms import NoiseSource
 from tacit.optimizer import PrivateOptimizer
 from tacit.plan import PrivacyPlan
-from tacit.sampling import DrawLog, private_loader
+from tacit.sampling import DrawLog, Handout, private_loader
 from tacit.stats import ClipStats
 from tacit.step import Clipper, Factors, Releaser
 from tacit.uses import Use
@@ -77,7 +77,7 @@ class Attachment:
         self.budget: Budget | None = None
         if ledger is not None:
             sampler = plan.sampling.description
-            ledger.begin(records=plan.sampling.records, sampler=sampler, noise=self.noise.description)
+            ledger.begin(records=plan.sampling.units, sampler=sampler, noise=self.noise.description)
         self._warned: set[str] = set()
         self.planned_steps: int | None = None
         self.first_step: FirstStep | None = None
@@ -94,8 +94,13 @@ class Attachment:
         self._release = Releaser(
             lambda: self.plan, self.parameters, self.session.guard, self.draws, self.noise, self._record
         )
-        if settings.sample_index is not None:
-            self.loader.on_batch = self._read_index
+        if settings.sample_index is not None and plan.sampling.units != plan.sampling.records:
+            raise ConfigurationError(
+                "sample_index= and a sampling of users both say which rows are one unit: leave sample_index out."
+            )
+        if settings.sample_index is not None and plan.sampling.padded_size is not None:
+            raise ConfigurationError("sample_index= and padding do not go together: sample with padding=False.")
+        self.loader.on_batch = self._look_at
         self.optimizer = PrivateOptimizer(optimizer, self._on_release, self._on_forget)
 
     def catch_up(self) -> None:
@@ -103,21 +108,42 @@ class Attachment:
         if self.ledger is not None and self.ledger.releases != self._accountant.steps:
             self._accountant.replace(self.ledger.history())
 
-    def _record(self, release: Release) -> None:
+    def coming(self, releases: int, draws: int = 1) -> list[tuple[Release, int]]:
+        """What the coming releases will be, from the batch at hand on."""
+        at, sampling = self.draws.current, self.plan.sampling
+        epoch, place = (self.loader.epoch + 1, 0) if at is None else (at.epoch, at.place)
+        if at is not None and self.draws.current_released:
+            place += 1
+        if place >= sampling.steps_per_epoch:
+            epoch, place = epoch + 1, 0
+        return sampling.planned(self.plan.noise_multiplier, releases, epoch=epoch, place=place, draws=draws)
+
+    @property
+    def horizon(self) -> int:
+        """How many coming releases are worth looking at."""
+        sampling = self.plan.sampling
+        alike = len(sampling.planned(1.0, 2 * sampling.steps_per_epoch)) == 1
+        return 2**40 if alike else 1000 * sampling.steps_per_epoch
+
+    def _record(self, release: Release, draws: int) -> None:
         self.catch_up()
         if self.budget is not None:
-            self.budget.check(self._accountant, release)
+            self.budget.check(self._accountant, release, lambda n: self.coming(n, draws), most=self.horizon)
         if self.ledger is not None:  # first, and on the disk: a release that is not on record never happens
             self.ledger.record(release)
         self._accountant.record(release)
 
-    def _read_index(self, batch: Any) -> None:
-        assert self.settings.sample_index is not None
-        self.session.index_of_batch = read_field(batch, self.settings.sample_index)
+    def _look_at(self, batch: Any, handout: Handout) -> None:
+        """Take note of what is known of a physical batch that is being handed out."""
+        if handout.owners is not None:
+            self.session.index_of_batch = torch.tensor(handout.owners, dtype=torch.int64)
+        elif self.settings.sample_index is not None:
+            self.session.index_of_batch = read_field(batch, self.settings.sample_index)
+        self.session.padding = handout.padding
 
     def _batch_at_hand(self) -> tuple[int, int] | None:
         draw = self.draws.current
-        return None if draw is None else (draw.index, self.draws.physical_records)
+        return None if draw is None else (draw.index, self.draws.physical_records + self.session.padding)
 
     def criterion(self, criterion: Callable[..., Any]) -> PrivateCriterion:
         return PrivateCriterion(criterion, self.session, self.plan.loss_reduction)
@@ -138,11 +164,11 @@ class Attachment:
             )
         if not run.synthetic:
             self._refuse_rows_seen(run, fresh=fresh)
-            self.draws.used(0 if run.dummy else run.clipped_units, fresh)
+            self.draws.used(run.real_units, fresh)
         self._used.update(factors.by_name)
         self.stats = ClipStats(
-            0 if run.dummy else run.clipped_units,
-            factors.norms[:0].cpu() if run.dummy else factors.norms.cpu(),
+            run.real_units,
+            factors.norms[: run.real_units].cpu(),
             factors.sensitivity,
         )
         if self.settings.mode == "hooks":
@@ -169,7 +195,7 @@ class Attachment:
     def _leave_grad_samples(self, run: Pass, uses: Mapping[str, Use]) -> None:
         for name, parameter in self.parameters.items():
             use = uses.get(name)
-            samples = 0 if run.dummy else run.clipped_units
+            samples = run.real_units
             if use is None:
                 gradients: Tensor = parameter.new_zeros((samples, *parameter.shape))
             else:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 
 from tacit.accounting import Accountant, Release, create_accountant
-from tacit.accounting.events import checked_delta, checked_number
+from tacit.accounting.checks import checked_delta, checked_number
 from tacit.errors import BudgetError, ConfigurationError
 
 _MOST = 2**40
+
+Coming = Callable[[int], Iterable[tuple[Release, int]]]
+"""The history of so many coming releases, from the next one on."""
 
 
 class Budget:
@@ -27,48 +31,61 @@ class Budget:
         self.delta = checked_delta("delta", delta)
         if self.epsilon <= 0:
             raise ConfigurationError(f"epsilon={epsilon!r}: a budget of nothing allows no release. Pass one above 0.")
-        self._release: Release | None = None
-        self._steps = self._limit = -1
+        self._approved: Counter[Release] = Counter()
+        self._steps = -1
 
-    def check(self, accountant: Accountant, release: Release) -> None:
+    def check(self, accountant: Accountant, release: Release, coming: Coming, *, most: int = _MOST) -> None:
         """Refuse a release that would pass the limit.
+
+        How many more fit is searched for once; what was found to fit together is then only counted down.
+
+        Args:
+            accountant: knows what was released.
+            release: the one in question.
+            coming: what is planned; if it does not begin with ``release``, that is looked at alone.
+            most: how many coming releases to look at.
 
         Raises:
             BudgetError: it would; nothing was recorded.
         """
-        if self.remaining(accountant, release) < 1:
-            after = _with(accountant, [(release, 1)]).get_epsilon(self.delta)
-            raise BudgetError(
-                f"this step would bring epsilon to {after:.4f} at delta={self.delta:g}, above the budget of "
-                f"{self.epsilon:g}, after {accountant.steps} releases. Nothing was released. Stop training here, or "
-                "plan the run with make_private_with_epsilon()."
-            )
-        self._steps += 1
+        if accountant.steps != self._steps or not self._approved[release]:
+            self._approved = Counter()
+            for planned, count in coming(self.remaining(accountant, coming, most=most)):
+                self._approved[planned] += count
+            if not self._approved[release]:
+                self._refuse_beyond(accountant, release)
+                self._approved = Counter({release: 1})
+        self._approved[release] -= 1
+        self._steps = accountant.steps + 1
 
-    def remaining(self, accountant: Accountant, release: Release) -> int:
-        """How many more releases like ``release`` keep to the limit. Searched for once, then counted down."""
-        if release != self._release or accountant.steps != self._steps:
-            self._release, self._steps = release, accountant.steps
-            self._limit = accountant.steps + self._search(accountant, release)
-        return self._limit - accountant.steps
+    def remaining(self, accountant: Accountant, coming: Coming, *, most: int = _MOST) -> int:
+        """How many of the coming releases keep to the limit; at most ``most`` are looked at."""
 
-    def _search(self, accountant: Accountant, release: Release) -> int:
         def fits(count: int) -> bool:
-            return _with(accountant, [(release, count)]).get_epsilon(self.delta) <= self.epsilon
+            return _with(accountant, coming(count)).get_epsilon(self.delta) <= self.epsilon
 
         if not fits(1):
             return 0
-        low, high = 1, 2
-        while high < _MOST and fits(high):
-            low, high = high, 2 * high
+        low, high = 1, min(2, most)
+        while low < high and fits(high):
+            low, high = high, min(2 * high, most)
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if fits(middle) else (low, middle)
         return low
 
+    def _refuse_beyond(self, accountant: Accountant, release: Release) -> None:
+        after = _with(accountant, [(release, 1)]).get_epsilon(self.delta)
+        if after > self.epsilon:
+            raise BudgetError(
+                f"this step would bring epsilon to {after:.4f} at delta={self.delta:g}, above the budget of "
+                f"{self.epsilon:g}, after {accountant.steps} releases. Nothing was released. Stop training here, or "
+                "plan the run with make_private_with_epsilon()."
+            )
+
 
 def _with(accountant: Accountant, more: Iterable[tuple[Release, int]]) -> Accountant:
     """An accountant of the same kind that knows of ``more``, too."""
-    other = create_accountant(accountant.mechanism())
+    other = create_accountant(accountant.mechanism(), accountant.wanted_adjacency)
     other.replace([*accountant.history, *more])
     return other

@@ -13,10 +13,8 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from tacit import checkpoint
-from tacit.accounting import (
-    calibrate,
-    create_accountant,
-)
+from tacit.accounting import Adjacency, calibrate, create_accountant
+from tacit.accounting.events import adjacency_of
 from tacit.attachment import Attachment, Settings
 from tacit.checking.check import check_model
 from tacit.checking.reference import LossFunction
@@ -26,6 +24,7 @@ from tacit.optimizer import PrivateOptimizer
 from tacit.plan import PrivacyPlan
 from tacit.planning import last_epoch, planned_history, planned_steps, sampling_of
 from tacit.private_run import PrivateRun
+from tacit.sampling import Sampling
 from tacit.validation import Conversion, Issue, check_attachable, compatible, find_issues, loader_issues, raise_all
 
 MODES = {"auto": "auto", "hooks": "hooks", "ew": "hooks", "ghost": "ghost", "functorch": "functorch"}
@@ -36,6 +35,8 @@ class PrivacyEngine(PrivateRun):
 
     Args:
         accountant: ``"pld"`` (privacy-loss distributions; ``"prv"`` is another name for it) or ``"rdp"``.
+        adjacency: which data sets count as neighbours: ``"add-or-remove-one"``, ``"zero-out-one"`` or
+            ``"replace-one"``. By default the first of these for which the way of drawing batches has a proof.
         secure_mode: noise from a cryptographic generator (on the CPU), which nobody can reproduce. With False it comes
             from torch's default generator and follows ``torch.manual_seed``: for tests and debugging. It is on record
             in ``noise_source``.
@@ -44,8 +45,10 @@ class PrivacyEngine(PrivateRun):
         accountant: records every release; ``accountant.history`` is what ran.
     """
 
-    def __init__(self, *, accountant: str = "pld", secure_mode: bool = True) -> None:
-        super().__init__(create_accountant(accountant))
+    def __init__(
+        self, *, accountant: str = "pld", adjacency: Adjacency | None = None, secure_mode: bool = True
+    ) -> None:
+        super().__init__(create_accountant(accountant, adjacency))
         if not isinstance(secure_mode, bool):
             raise ConfigurationError(f"secure_mode={secure_mode!r}: it is True or False.")
         self._secure_mode = secure_mode
@@ -63,6 +66,7 @@ class PrivacyEngine(PrivateRun):
         batch_first: bool = True,
         loss_reduction: str = "mean",
         poisson_sampling: bool = True,
+        sampling: str | Sampling | None = None,
         clipping: str = "flat",
         grad_sample_mode: str = "auto",
         noise_generator: torch.Generator | None = None,
@@ -85,6 +89,9 @@ class PrivacyEngine(PrivateRun):
                 a step, do not divide the loss by their number: the release divides by the expected batch size.
             poisson_sampling: draw each record independently with probability ``1 / len(data_loader)``. If False,
                 the loader's own batches are kept and no amplification by sampling is claimed for them.
+            sampling: another way of drawing batches: ``"poisson"``, ``"truncated-poisson"``, ``"balls-in-bins"``,
+                ``"fixed-size"``, ``"full-batch"``, ``"epochs"`` (the loader's own), or an object of
+                :mod:`tacit.sampling`, such as a ``UserPoissonSampling``.
             clipping: the clipping policy: ``"flat"``.
             grad_sample_mode: ``"auto"``: one backward; ``"hooks"`` (or ``"ew"``): whole per-sample gradients are left
                 in ``p.grad_sample``, ``(B, *p.shape)``, after each backward; ``"ghost"``: two passes, least memory;
@@ -103,8 +110,8 @@ class PrivacyEngine(PrivateRun):
             ConfigurationError: an argument has no meaning here.
             PrivacyError: training this model, or on these batches, would not be covered by epsilon.
         """
-        sampling = sampling_of(data_loader, poisson=poisson_sampling)
-        plan = PrivacyPlan(noise_multiplier, max_grad_norm, clipping, loss_reduction, sampling)
+        sampled = self._sampled(data_loader, sampling, poisson_sampling)
+        plan = PrivacyPlan(noise_multiplier, max_grad_norm, clipping, loss_reduction, sampled)
         self._check(module, optimizer, grad_sample_mode, criterion)
         settings = Settings(
             MODES.get(grad_sample_mode, ""), batch_first, self._generator(noise_generator), sample_index
@@ -127,6 +134,7 @@ class PrivacyEngine(PrivateRun):
         batch_first: bool = True,
         loss_reduction: str = "mean",
         poisson_sampling: bool = True,
+        sampling: str | Sampling | None = None,
         clipping: str = "flat",
         grad_sample_mode: str = "auto",
         noise_generator: torch.Generator | None = None,
@@ -146,24 +154,26 @@ class PrivacyEngine(PrivateRun):
 
         All other arguments, results and errors are those of :meth:`make_private`.
         """
-        sampling = sampling_of(data_loader, poisson=poisson_sampling)
+        sampled = self._sampled(data_loader, sampling, poisson_sampling)
         # Everything else is checked before the calibration, which takes a second.
-        draft = PrivacyPlan(1.0, max_grad_norm, clipping, loss_reduction, sampling)
+        draft = PrivacyPlan(1.0, max_grad_norm, clipping, loss_reduction, sampled)
         self._check(module, optimizer, grad_sample_mode, criterion)
         settings = Settings(MODES[grad_sample_mode], batch_first, self._generator(noise_generator), sample_index)
         _check_first(module, check, loss_reduction, settings, criterion)
-        planned = planned_steps(sampling, epochs, steps)
-        if 1.0 / sampling.records <= target_delta < 1.0:
+        planned = planned_steps(sampled, epochs, steps)
+        if 1.0 / sampled.units <= target_delta < 1.0:
             warnings.warn(
-                f"target_delta={target_delta} with {sampling.records} records: with that chance a whole record may be "
+                f"target_delta={target_delta} with {sampled.units} records: with that chance a whole record may be "
                 "revealed. Choose it well below one over the number of records.",
                 UserWarning,
                 stacklevel=2,
             )
         book = self._open(ledger)
-        history = planned_history(self.accountant.history, sampling, planned)
-        noise = calibrate(history, target_epsilon, target_delta, self.accountant.mechanism())
-        plan = PrivacyPlan(noise, draft.max_grad_norm, clipping, loss_reduction, sampling)
+        history = planned_history(self.accountant.history, sampled, planned)
+        noise = calibrate(
+            history, target_epsilon, target_delta, self.accountant.mechanism(), self.accountant.wanted_adjacency
+        )
+        plan = PrivacyPlan(noise, draft.max_grad_norm, clipping, loss_reduction, sampled)
         made = self._attach(module, optimizer, data_loader, plan, criterion, settings, book)
         self._attached.planned_steps = self.accountant.steps + planned
         return made
@@ -189,7 +199,7 @@ class PrivacyEngine(PrivateRun):
         """
         issues = find_issues(module, optimizer)
         if data_loader is not None:
-            issues += loader_issues(lambda: sampling_of(data_loader, poisson=True))
+            issues += loader_issues(lambda: sampling_of(data_loader))
         if strict:
             raise_all(issues)
         return issues
@@ -214,6 +224,12 @@ class PrivacyEngine(PrivateRun):
             batch_norm: ``"group"``, ``"frozen"`` (running statistics from public data) or ``"instance"``.
         """
         return compatible(module, batch_norm=batch_norm)
+
+    def _sampled(self, data_loader: DataLoader[Any], sampling: str | Sampling | None, poisson: bool) -> Sampling:
+        """How batches will be drawn: in a way that has a proof under the engine's adjacency."""
+        found = sampling_of(data_loader, sampling=sampling, poisson=poisson)
+        adjacency_of([*self.accountant.history, *found.planned(1.0, 1)], self.accountant.wanted_adjacency)
+        return found
 
     def _check(self, module: nn.Module, optimizer: Optimizer, mode: str, criterion: Callable[..., Any] | None) -> None:
         if self._attachment is not None:

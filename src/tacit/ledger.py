@@ -18,8 +18,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from tacit.accounting import EpochRelease, Release
-from tacit.accounting.events import release_from_dict, release_to_dict
+from tacit.accounting import Release
+from tacit.accounting.events import epoch_of, in_epoch, release_from_dict, release_to_dict
 from tacit.errors import ConfigurationError, LedgerError
 
 _FORMAT = 1
@@ -115,9 +115,9 @@ class Ledger:
         found: list[Release] = []
         for run, event in self._rows("SELECT run, event FROM releases ORDER BY id"):
             release = release_from_dict(json.loads(event))
-            if isinstance(release, EpochRelease):
-                number = passes.setdefault((run, release.epoch), len(passes) + 1)
-                release = EpochRelease(release.noise_multiplier, number)
+            epoch = epoch_of(release)
+            if epoch is not None:
+                release = in_epoch(release, passes.setdefault((run, epoch), len(passes) + 1))
             found.append(release)
         return [(release, len(list(same))) for release, same in groupby(found)]
 

@@ -7,16 +7,59 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from tacit.accounting import EpochRelease, PoissonRelease, Release
+from tacit.accounting import Release
+from tacit.accounting.events import epoch_of
 from tacit.errors import ConfigurationError
-from tacit.sampling import EpochSampling, PoissonSampling, Sampling
+from tacit.sampling import (
+    BallsInBinsSampling,
+    EpochSampling,
+    FixedSizeSampling,
+    FullBatchSampling,
+    PoissonSampling,
+    Sampling,
+    TruncatedPoissonSampling,
+    check_source,
+)
 
 History = Sequence[tuple[Release, int]]
 
+SAMPLINGS: dict[str, Callable[[DataLoader[Any]], Sampling]] = {
+    "poisson": PoissonSampling.from_loader,
+    "truncated-poisson": TruncatedPoissonSampling.from_loader,
+    "balls-in-bins": BallsInBinsSampling.from_loader,
+    "fixed-size": FixedSizeSampling.from_loader,
+    "full-batch": FullBatchSampling.from_loader,
+    "epochs": EpochSampling.from_loader,
+}
+"""Ways of drawing that need no more than a loader; the others are made by hand."""
 
-def sampling_of(loader: DataLoader[Any], *, poisson: bool) -> Sampling:
-    """Return how batches will be drawn from ``loader``'s data set."""
-    return PoissonSampling.from_loader(loader) if poisson else EpochSampling.from_loader(loader)
+
+def sampling_of(loader: DataLoader[Any], *, sampling: str | Sampling | None = None, poisson: bool = True) -> Sampling:
+    """Return how batches will be drawn from ``loader``'s data set.
+
+    Args:
+        loader: the user's loader.
+        sampling: what the user asked for.
+        poisson: what ``poisson_sampling`` says, which counts where ``sampling`` is None.
+
+    Raises:
+        ConfigurationError: both were said, or no such sampling is known.
+        SamplingError: the loader's data set or batches do not go with it.
+    """
+    if sampling is not None and not poisson:
+        raise ConfigurationError(
+            'poisson_sampling=False is sampling="epochs" (the loader\'s own batches): say one of them only.'
+        )
+    if isinstance(sampling, Sampling):
+        check_source(loader, poisson=False)
+        return sampling
+    name = sampling or ("poisson" if poisson else "epochs")
+    if not isinstance(name, str) or name not in SAMPLINGS:
+        raise ConfigurationError(
+            f"sampling={sampling!r} is not known. Known are {', '.join(map(repr, SAMPLINGS))}, and objects from "
+            "tacit.sampling such as CyclicPoissonSampling, UserPoissonSampling and WeightedPoissonSampling."
+        )
+    return SAMPLINGS[name](loader)
 
 
 def planned_steps(sampling: Sampling, epochs: int | None, steps: int | None) -> int:
@@ -44,17 +87,9 @@ def planned_history(spent: History, sampling: Sampling, planned: int) -> Callabl
         planned: number of coming releases.
     """
     first = last_epoch(spent) + 1
-
-    def history(noise: float) -> History:
-        if isinstance(sampling, PoissonSampling):
-            return [*spent, (PoissonRelease(noise, sampling.sample_rate), planned)]
-        whole, rest = divmod(planned, sampling.steps_per_epoch)
-        counts = [sampling.steps_per_epoch] * whole + [rest] * bool(rest)
-        return [*spent, *((EpochRelease(noise, first + i), count) for i, count in enumerate(counts))]
-
-    return history
+    return lambda noise: [*spent, *sampling.planned(noise, planned, epoch=first)]
 
 
 def last_epoch(history: History) -> int:
     """Return the highest epoch in ``history``, 0 if none: two epochs of one number would be accounted as one."""
-    return max((release.epoch for release, _ in history if isinstance(release, EpochRelease)), default=0)
+    return max((epoch_of(release) or 0 for release, _ in history), default=0)

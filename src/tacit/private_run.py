@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tacit.accounting import Accountant, PoissonRelease
+from tacit.accounting import Accountant
 from tacit.attachment import Attachment
 from tacit.budget import Budget
 from tacit.capture import check_index
@@ -17,7 +17,6 @@ from tacit.checking.reference import LossFunction
 from tacit.errors import ConfigurationError
 from tacit.first_step import FirstStep
 from tacit.plan import PrivacyPlan, check_number
-from tacit.sampling import PoissonSampling
 from tacit.statement import Statement, make_statement
 from tacit.stats import ClipStats
 
@@ -138,19 +137,16 @@ class PrivateRun:
     def remaining_steps(self) -> int:
         """How many more steps like the coming one keep to the budget.
 
+        Where steps of one epoch differ from those of another, at most 1000 epochs are looked at.
+
         Raises:
-            ConfigurationError: no budget was set, or batches are the loader's own, where all steps of an epoch cost as
-                much as one.
+            ConfigurationError: no budget was set.
         """
         attached = self._attached
         if attached.budget is None:
             raise ConfigurationError("no budget was set: call engine.budget(epsilon, delta) first.")
-        sampling = attached.plan.sampling
-        if not isinstance(sampling, PoissonSampling):
-            raise ConfigurationError("all steps of an epoch of the loader's own batches cost as much as one.")
         attached.catch_up()
-        coming = PoissonRelease(attached.plan.noise_multiplier, sampling.sample_rate)
-        return attached.budget.remaining(self.accountant, coming)
+        return attached.budget.remaining(self.accountant, attached.coming, most=attached.horizon)
 
     @property
     def plan(self) -> PrivacyPlan:

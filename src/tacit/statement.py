@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from tacit.accounting import Accountant, gaussian_mu, trade_off
+from tacit.accounting import Accountant, gaussian_mu
 from tacit.numbers import downward, upward
 from tacit.plan import PrivacyPlan
 
 NEIGHBOURS = {
     "add-or-remove-one": "two data sets are neighbours if one is the other with one record added or removed",
     "zero-out-one": "two data sets are neighbours if one is the other with one record replaced by a blank one",
+    "replace-one": "two data sets are neighbours if one is the other with one record replaced by any other one",
 }
 _RATES = (1e-3, 1e-5)
 _COVERED = (
@@ -68,7 +69,7 @@ def make_statement(
         ledger: the ledger's path, if there is one.
     """
     lower, upper = (bound if math.isfinite(bound) else None for bound in accountant.get_interval(delta))
-    curve = trade_off(accountant.history)
+    curve = accountant.get_trade_off()
     rates = {f"{rate:g}": curve.true_positive_rate(rate) for rate in _RATES}
     facts: dict[str, Any] = {
         "unit": unit,
@@ -79,7 +80,7 @@ def make_statement(
         "mu_at_delta": None if upper is None else gaussian_mu(upper, delta),
         "true_positive_rate": rates,
         "releases": accountant.steps,
-        "records": plan.sampling.records,
+        "records": plan.sampling.units,
         "sampling": plan.sampling.description,
         "mechanism": "Gaussian",
         "noise_multiplier": plan.noise_multiplier,

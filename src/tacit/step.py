@@ -56,7 +56,7 @@ def clipping_factors(
     policy: ClippingPolicy,
     *,
     scale: Tensor | float,
-    dummy: bool,
+    real: int,
     like: Tensor,
     samples: int,
 ) -> Factors:
@@ -67,7 +67,7 @@ def clipping_factors(
         policy: the clipping policy.
         scale: what recorded gradients must be multiplied by to be those of single samples (undoes a mean); a number, or
             ``(B,)``.
-        dummy: the only sample stands in for an empty batch.
+        real: how many samples, the first ones, are no stand-ins: the others contribute nothing.
         like: any tensor on the right device.
         samples: B.
     """
@@ -78,7 +78,7 @@ def clipping_factors(
     total = torch.linalg.vector_norm(norms, dim=0)
     finite = torch.isfinite(total)
     factors = policy.factors(torch.where(finite, norms, 0.0)) * scale
-    kept = finite & (not dummy)
+    kept = finite & (torch.arange(samples, device=finite.device) < real)
     factors = torch.where(kept, factors, 0.0)
     return Factors(total, finite, dict(zip(squares, factors, strict=True)), policy.sensitivity)
 
@@ -146,7 +146,7 @@ class Clipper:
             squares,
             self._plan().policy,
             scale=scale,
-            dummy=run.dummy,
+            real=run.real_units,
             like=like,
             samples=run.clipped_units,
         )
@@ -184,7 +184,7 @@ class Releaser:
         gradients: the leak guard.
         draws: what the loader drew.
         noise: the noise source.
-        accountant: records the event.
+        record: writes the event down, and of how many draws it was.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class Releaser:
         gradients: Gradients,
         draws: DrawLog,
         noise: NoiseSource,
-        record: Callable[[Release], None],
+        record: Callable[[Release, int], None],
     ) -> None:
         self._plan = plan
         self._parameters = parameters
@@ -225,7 +225,7 @@ class Releaser:
         for name in self._parameters.keys() - trainable.keys():
             self._parameters[name].grad = None  # frozen since its backward: what is there has no noise
         draws = self._draws.take()
-        self._record(plan.sampling.event(plan.noise_multiplier, draws))
+        self._record(plan.sampling.event(plan.noise_multiplier, draws), len(draws))
         std = plan.noise_multiplier * (self._pending or plan.policy.sensitivity)
         divisor = plan.divisor(len(draws))
         for name, parameter in trainable.items():

@@ -27,7 +27,7 @@ WORDS: dict[str, tuple[str, str, str]] = {
     "second backward": ("a second time over one forward", "up to twice its bound", "Sum the losses and call backward"),
     "the original optimizer": ("the original optimizer was stepped", "without noise", "Call step() on the optimizer"),
     "the original loader": ("nothing was drawn", "epsilon would not cover it", "Iterate the loader that make_private"),
-    "an own sampler": ("sampler=WeightedRandomSampler", "sample rate differ", "weigh the loss instead"),
+    "an own sampler": ("sampler=WeightedRandomSampler", "WeightedPoissonSampling with public", "or weigh the loss"),
     "drop_last": ("12 records are no multiple of its batch size 5", "change the sample rate", "drop_last=False"),
     "a batch sampler": ("batch_sampler=...", "no privacy proof is known", "Build it with batch_size=..."),
     "an iterable data set": ("Stream is an IterableDataset", "cannot be sampled independently", "Make it map-style"),

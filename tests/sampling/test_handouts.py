@@ -1,17 +1,19 @@
 import torch
 
-from tacit.sampling import EpochSampling, PoissonSampling
+from tacit.sampling import EpochSampling, PoissonSampling, TruncatedPoissonSampling, UserPoissonSampling
 from tacit.sampling.handouts import EpochIndices, Handout, HandoutSampler
+
+RECORDS = PoissonSampling(20, 0.5, 4)
 
 
 def test_whole_batches():
-    indices = EpochIndices(iter([[1, 2, 3], []]), None)
+    indices = EpochIndices(RECORDS, iter([[1, 2, 3], []]), None)
     assert list(indices) == [[1, 2, 3], []]
     assert list(indices.waiting) == [Handout(3, 3, True, True), Handout(0, 0, True, True)]
 
 
 def test_split_batches():
-    indices = EpochIndices(iter([[1, 2, 3, 4, 5], [], [6, 7]]), 2)
+    indices = EpochIndices(RECORDS, iter([[1, 2, 3, 4, 5], [], [6, 7]]), 2)
     assert list(indices) == [[1, 2], [3, 4], [5], [], [6, 7]]
     assert list(indices.waiting) == [
         Handout(5, 2, True, False),
@@ -23,10 +25,28 @@ def test_split_batches():
 
 
 def test_waiting_is_filled_as_indices_are_drawn():
-    indices = EpochIndices(iter([[1], [2], [3]]), None)
+    indices = EpochIndices(RECORDS, iter([[1], [2], [3]]), None)
     next(indices)
     next(indices)
     assert len(indices.waiting) == 2
+
+
+def test_rows_of_one_user_are_never_parted():
+    users = UserPoissonSampling(torch.tensor([0, 0, 0, 1, 2, 2]), 0.5, 4, most=3)
+    indices = EpochIndices(users, iter([[0, 1, 2, 3, 4, 5]]), 2)
+    assert list(indices) == [[0, 1, 2], [3], [4, 5]]
+    assert [(one.logical_records, one.records, one.owners) for one in indices.waiting] == [
+        (3, 1, (0, 0, 0)),
+        (3, 1, (1,)),
+        (3, 1, (2, 2)),
+    ]
+    assert [(one.first, one.last) for one in indices.waiting] == [(True, False), (False, False), (False, True)]
+
+
+def test_padding_is_known():
+    indices = EpochIndices(TruncatedPoissonSampling(20, 0.5, 4, largest=6), iter([[1, 2], []]), None)
+    assert list(indices) == [[1, 2], []]
+    assert [one.padding for one in indices.waiting] == [4, 6]
 
 
 def test_asking_twice_draws_once():

@@ -35,8 +35,8 @@ def test_draws_follow_the_batches_handed_out(options):
     index = 0
     for epoch in (1, 2):
         sizes = []
-        for x, y in loader:
-            assert loader.draws.current == Draw(index, epoch, len(x))
+        for place, (x, y) in enumerate(loader):
+            assert loader.draws.current == Draw(index, epoch, len(x), place)
             assert loader.draws.physical_records == len(x)
             assert torch.equal(y, x * 2.0)
             sizes.append(len(x))
@@ -53,8 +53,8 @@ def test_break_and_iterate_again(options):
         if step == 2:
             break
     assert loader.draws.current.index == 2
-    for index, (x, _) in enumerate(loader, start=3):
-        assert loader.draws.current == Draw(index, 2, len(x))
+    for place, (x, _) in enumerate(loader):
+        assert loader.draws.current == Draw(3 + place, 2, len(x), place)
     assert loader.draws.current.index == 22
 
 
@@ -64,8 +64,8 @@ def test_workers_draw_what_the_main_process_draws():
 
 def test_two_iterations_at_once_keep_their_own_order():
     loader = private(batch_size=2)
-    for (x, _), (other, _) in zip(loader, loader, strict=True):
-        assert loader.draws.current == Draw(loader.draws.current.index, 2, len(other))
+    for place, ((x, _), (other, _)) in enumerate(zip(loader, loader, strict=True)):
+        assert loader.draws.current == Draw(2 * place + 1, 2, len(other), place)
         assert len(x) >= 0
 
 

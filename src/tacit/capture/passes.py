@@ -73,6 +73,7 @@ class Pass:
         dummy: the batch was empty and one made-up sample stands in for it: it must contribute nothing.
         synthetic: none of its rows is a record.
         units: which rows are one unit of privacy; None if each is one by itself.
+        padding: how many rows at the end are blank: they contribute nothing.
         inputs: the batch inputs of its outermost forwards, the first of each.
         contacts: how many uses of each parameter the forwards promised.
         crossings: for each call of a checkpointed module, which outputs may be made of parameters alone.
@@ -83,9 +84,17 @@ class Pass:
     """
 
     def __init__(
-        self, samples: int, clip: Clip, *, dummy: bool = False, synthetic: bool = False, units: Units | None = None
+        self,
+        samples: int,
+        clip: Clip,
+        *,
+        dummy: bool = False,
+        synthetic: bool = False,
+        units: Units | None = None,
+        padding: int = 0,
     ) -> None:
         self.samples = samples
+        self.padding = padding
         self.units = units
         self.dummy = dummy
         self.synthetic = synthetic
@@ -107,6 +116,11 @@ class Pass:
     def clipped_units(self) -> int:
         """How many gradients are clipped: one for each unit, or else for each sample."""
         return self.samples if self.units is None else self.units.count
+
+    @property
+    def real_units(self) -> int:
+        """How many of these are no stand-ins."""
+        return 0 if self.dummy else self.clipped_units - self.padding
 
     def promise(self, name: str) -> None:
         self.contacts[name] = self.contacts.get(name, 0) + 1

@@ -31,13 +31,14 @@ class Session:
         parameters: the private parameters by name: those that the private optimizer steps.
         clip: called once per backward, after all rules have recorded.
         batch_first: whether inputs carry the batch in dimension 0 (else 1).
-        at_hand: which batch is at hand, and how many records it has; None if none was drawn.
+        at_hand: which batch is at hand, and how many rows or units it has; None if none was drawn.
         apart: run every forward on one copy of the parameters for each sample.
 
     Attributes:
         synthetic: what the coming forwards see are no records.
         index: the unit of privacy of each row of the coming forwards, as the user says.
         index_of_batch: the same, as the batch at hand says.
+        padding: how many blank rows stand behind the records of the batch at hand.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Session:
         self.synthetic = False
         self.index: Tensor | None = None
         self.index_of_batch: Tensor | None = None
+        self.padding = 0
         self._constants: dict[Entrance, set[int]] = {}
         self._current: tuple[Pass, Tensor, tuple[object, ...]] | None = None
         self._clipped_task = -1
@@ -207,7 +209,9 @@ class Session:
             if not run.finished and known == key and whole:
                 run.synthetic &= self.synthetic
                 return run, carrier
-        run = Pass(samples, self._on_finished, dummy=dummy, synthetic=self.synthetic, units=units)
+        padded = at_hand is not None and samples == at_hand[1] and not (self.synthetic or dummy)
+        padding = self.padding if padded else 0
+        run = Pass(samples, self._on_finished, dummy=dummy, synthetic=self.synthetic, units=units, padding=padding)
         chosen = {name: self.parameters[name] for name in trainable}
         for name, parameter in chosen.items():
             self.guard.watch(name, parameter)  # again, for what was unfrozen since

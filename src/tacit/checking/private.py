@@ -47,7 +47,7 @@ def private_gradients(
         check_attachable(model, optimizer),
         optimizer,
         loader,
-        PrivacyPlan(0.0, max_grad_norm, "flat", loss_reduction, sampling_of(loader, poisson=True)),
+        PrivacyPlan(0.0, max_grad_norm, "flat", loss_reduction, sampling_of(loader)),
         Settings(MODES.get(grad_sample_mode, grad_sample_mode), batch_first, None),
         create_accountant("rdp"),
     )

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tacit.accounting.events import checked_count, checked_delta, checked_number
+from tacit.accounting.checks import checked_count, checked_delta, checked_number
 from tacit.errors import ConfigurationError
 
 

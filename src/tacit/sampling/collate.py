@@ -9,6 +9,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 
 from tacit.errors import SamplingError
+from tacit.sampling.padding import pad
 
 
 @runtime_checkable
@@ -26,7 +27,7 @@ class _NamedTuple(Protocol):
 
 
 class EmptyAwareCollate:
-    """A ``collate_fn`` that also collates no records at all.
+    """A ``collate_fn`` that also collates no records at all, and pads.
 
     Poisson sampling draws empty batches, which must be trained on as noise. For an empty list of
     records the first record of the dataset is collated once alone and once twice, which shows where
@@ -34,17 +35,22 @@ class EmptyAwareCollate:
     All other batches go to ``collate`` unchanged. A class, so that workers can unpickle it.
     """
 
-    def __init__(self, dataset: Any, collate: Callable[[Any], Any]) -> None:
+    def __init__(self, dataset: Any, collate: Callable[[Any], Any], padded_size: int | None = None) -> None:
         self.dataset = dataset
         self.collate = collate
+        self.padded_size = padded_size
         self._empty: list[Any] = []
 
     def __call__(self, records: Any) -> Any:
-        """Collate ``records``.
+        """Collate ``records``, and pad them with blank rows to ``padded_size``, if that was given.
 
         Raises:
-            SamplingError: there are none, and a part of the structure cannot be cut to none.
+            SamplingError: there are none, and a part of the structure cannot be cut to none; or it cannot be padded.
         """
+        batch = self._collated(records)
+        return batch if self.padded_size is None else pad(batch, len(records), self.padded_size, "batch")
+
+    def _collated(self, records: Any) -> Any:
         if not (isinstance(records, (list, tuple)) and len(records) == 0):
             return self.collate(records)
         if not self._empty:

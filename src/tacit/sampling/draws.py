@@ -19,12 +19,14 @@ class Draw:
     Attributes:
         index: how many logical batches this log saw before (0 for the first).
         epoch: which iteration over the loader it belongs to (1 for the first).
-        records: how many records the logical batch has (0 for an empty Poisson batch).
+        records: how many units of privacy the logical batch has (0 for an empty Poisson batch).
+        place: how many batches were drawn before in this iteration.
     """
 
     index: int
     epoch: int
     records: int
+    place: int = 0
 
 
 class DrawLog:
@@ -68,9 +70,9 @@ class DrawLog:
         """Whether a backward on an unreleased draw is pending."""
         return any(draw.index not in self._released for draw in self._contributions)
 
-    def drawn(self, records: int, epoch: int) -> None:
-        """The loader hands out a new logical batch of ``records`` records."""
-        self._current = Draw(self._count, epoch, records)
+    def drawn(self, records: int, epoch: int, place: int = 0) -> None:
+        """The loader hands out a new logical batch of ``records`` records, the ``place``-th of its epoch."""
+        self._current = Draw(self._count, epoch, records, place)
         self._count += 1
         self._physical_records = records
         self._handed_out = records

@@ -16,16 +16,20 @@ class Handout:
     """What is known of one physical batch when it is handed out.
 
     Attributes:
-        logical_records: records in the whole logical batch.
-        records: records in this physical batch.
+        logical_records: units of privacy (mostly records) in the whole logical batch.
+        records: units of privacy in this physical batch.
         first: it begins a logical batch.
         last: it ends a logical batch.
+        owners: the unit of each row, where several rows are one.
+        padding: how many blank rows stand behind the others.
     """
 
     logical_records: int
     records: int
     first: bool
     last: bool
+    owners: tuple[int, ...] | None = None
+    padding: int = 0
 
 
 class EpochIndices(Iterator[list[int]]):
@@ -35,9 +39,9 @@ class EpochIndices(Iterator[list[int]]):
     workers prefetch, so the sampler runs ahead of the batches, but they arrive in order.
     """
 
-    def __init__(self, batches: Iterator[list[int]], max_records: int | None) -> None:
+    def __init__(self, sampling: Sampling, batches: Iterator[list[int]], max_records: int | None) -> None:
         self.waiting: deque[Handout] = deque()
-        self._pieces = _pieces(batches, max_records)
+        self._pieces = _pieces(sampling, batches, max_records)
 
     def __next__(self) -> list[int]:
         indices, handout = next(self._pieces)
@@ -45,15 +49,35 @@ class EpochIndices(Iterator[list[int]]):
         return indices
 
 
-def _pieces(batches: Iterator[list[int]], max_records: int | None) -> Iterator[tuple[list[int], Handout]]:
+def _pieces(
+    sampling: Sampling, batches: Iterator[list[int]], max_records: int | None
+) -> Iterator[tuple[list[int], Handout]]:
     for batch in batches:
-        size = len(batch) if max_records is None else max_records
+        owners = sampling.owners(batch)
+        units = len(batch if owners is None else set(owners))
+        ends = _ends(len(batch), owners, max_records)
+        for start, end in zip([0, *ends], ends, strict=False):
+            indices = batch[start:end]
+            mine = None if owners is None else tuple(owners[start:end])
+            count = len(indices if mine is None else set(mine))
+            padding = 0 if sampling.padded_size is None else sampling.padded_size - len(indices)
+            yield indices, Handout(units, count, start == 0, end == len(batch), mine, padding)
+
+
+def _ends(rows: int, owners: list[int] | None, most: int | None) -> list[int]:
+    """Where the pieces of a batch end. Rows of one unit, which stand behind each other, are never parted."""
+    if most is None or rows <= most:
+        return [rows]
+    if owners is None:
         # Full pieces and one rest rather than equal pieces: fewer shapes to compile for.
-        starts = range(0, len(batch), size) if batch else range(1)
-        for start in starts:
-            indices = batch[start : start + size]
-            last = start == starts[-1]
-            yield indices, Handout(len(batch), len(indices), first=start == 0, last=last)
+        return [*range(most, rows, most), rows]
+    ends, start, last = [], 0, 0
+    for place in [*(at for at in range(1, rows) if owners[at] != owners[at - 1]), rows]:
+        if place - start > most and last > start:
+            ends.append(last)
+            start = last
+        last = place
+    return [*ends, rows]
 
 
 class HandoutSampler(Sampler[list[int]]):
@@ -73,7 +97,7 @@ class HandoutSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         # DataLoader may ask twice before it uses one; nothing is drawn before the first next().
-        self.latest = EpochIndices(self._batches(), self.max_records)
+        self.latest = EpochIndices(self.sampling, self._batches(), self.max_records)
         return self.latest
 
     def __len__(self) -> int:

@@ -27,7 +27,7 @@ class PrivateLoader(DataLoader[Any]):
         sampling: how batches are drawn.
         draws: the log that is told of each logical batch at the moment it is handed out.
         managed: a BatchMemoryManager is splitting its batches.
-        on_batch: is shown every physical batch when it is handed out.
+        on_batch: is shown every physical batch when it is handed out, with what is known of it.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class PrivateLoader(DataLoader[Any]):
         self.sampling = sampling
         self.draws = draws
         self.managed = False
-        self.on_batch: Callable[[Any], None] | None = None
+        self.on_batch: Callable[[Any, Handout], None] | None = None
         self._sampler = HandoutSampler(sampling, generator)
         self._epoch = 0
         self._iterations = 0
@@ -49,7 +49,7 @@ class PrivateLoader(DataLoader[Any]):
             source.dataset,
             batch_sampler=self._sampler,
             num_workers=source.num_workers,
-            collate_fn=EmptyAwareCollate(source.dataset, source.collate_fn),
+            collate_fn=EmptyAwareCollate(source.dataset, source.collate_fn, sampling.padded_size),
             pin_memory=source.pin_memory,
             timeout=source.timeout,
             worker_init_fn=source.worker_init_fn,
@@ -100,6 +100,7 @@ class PrivateLoader(DataLoader[Any]):
         self._sampler.max_records = max_records
         batches = super().__iter__()
         waiting = self._sampler.latest.waiting
+        place = 0
         while True:
             if self.persistent_workers and iteration != self._iterations:
                 raise SamplingError(
@@ -114,10 +115,11 @@ class PrivateLoader(DataLoader[Any]):
                 return
             handout = waiting.popleft()
             if handout.first:
-                self.draws.drawn(handout.logical_records, epoch)
+                self.draws.drawn(handout.logical_records, epoch, place)
+                place += 1
             self.draws.physical(handout.records)
             if self.on_batch is not None:
-                self.on_batch(batch)
+                self.on_batch(batch, handout)
             yield handout, batch
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
-from tacit.accounting.events import EpochRelease, Release, checked_count
-from tacit.errors import ConfigurationError, SamplingError
-from tacit.sampling.base import Sampling
+from tacit.accounting.checks import checked_count
+from tacit.accounting.releases import EpochRelease, Release
+from tacit.errors import ConfigurationError
+from tacit.sampling.base import Sampling, check_one_epoch, epoch_by_epoch
 from tacit.sampling.draws import Draw
 from tacit.sampling.source import check_source
 
@@ -79,8 +80,7 @@ class EpochSampling(Sampling):
         order = "shuffled" if self.shuffle else "sequential"
         return (
             f"The loader's own {order} batches of {self.batch_size}: each of {self.records} records is used "
-            "at most once per epoch; no privacy amplification by sampling is claimed, and neighbouring "
-            "datasets differ by blanking one record (zero-out adjacency)."
+            "at most once per epoch; no privacy amplification by sampling is claimed."
         )
 
     def batches(self, generator: torch.Generator) -> Iterator[list[int]]:
@@ -99,11 +99,10 @@ class EpochSampling(Sampling):
         Raises:
             SamplingError: ``draws`` is empty or spans two epochs.
         """
-        epochs = sorted({draw.epoch for draw in draws})
-        if len(epochs) != 1:
-            raise SamplingError(
-                f"One release was made of batches from the epochs {epochs}; batches are disjoint only "
-                "within one epoch, so that a record could count twice in this release and its noise would "
-                "be too small. Step, or call optimizer.zero_grad(), before the next epoch begins."
-            )
-        return EpochRelease(noise_multiplier=noise_multiplier, epoch=epochs[0])
+        return EpochRelease(noise_multiplier=noise_multiplier, epoch=check_one_epoch(draws))
+
+    def planned(
+        self, noise_multiplier: float, releases: int, *, epoch: int = 1, place: int = 0, draws: int = 1
+    ) -> list[tuple[Release, int]]:
+        """See :meth:`Sampling.planned`: one run of releases for each pass over the data."""
+        return epoch_by_epoch(self, noise_multiplier, releases, epoch=epoch, place=place, draws=draws)

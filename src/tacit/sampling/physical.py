@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Protocol
 
-from tacit.accounting.events import checked_count
+from tacit.accounting.checks import checked_count
 from tacit.errors import ConfigurationError
 from tacit.sampling.loader import PrivateLoader
 
@@ -137,6 +137,11 @@ class BatchMemoryManager:
                 "returned knows its logical batches. Pass that one, and do not nest managers."
             )
         checked_count("max_physical_batch_size", max_physical_batch_size)
+        if data_loader.sampling.padded_size is not None:
+            raise ConfigurationError(
+                f"the batches of this loader are padded to {data_loader.sampling.padded_size} rows each, and pieces of "
+                "them would be, too. Make the sampling with padding=False to split its batches."
+            )
         self._loader = data_loader
         self._max_records = max_physical_batch_size
         self._optimizer = optimizer

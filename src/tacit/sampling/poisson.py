@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from tacit.accounting.events import PoissonRelease, Release, checked_count
-from tacit.errors import ConfigurationError, SamplingError
-from tacit.sampling.base import Sampling
+from tacit.accounting.checks import checked_count
+from tacit.accounting.releases import PoissonRelease, Release
+from tacit.errors import ConfigurationError
+from tacit.sampling.base import Sampling, check_some
 from tacit.sampling.draws import Draw
 from tacit.sampling.source import check_source
 
@@ -43,13 +44,29 @@ def skipping(records: int, sample_rate: float, generator: torch.Generator) -> li
     last = -1
     while last < records:
         count = int(expected + 6 * math.sqrt(expected)) + 16
-        bits = torch.empty(count, dtype=torch.int64).random_(generator=generator)
+        bits = random_bits(count, generator)
         gaps = torch.log1p(-(bits.double() + 0.5).mul_(2.0**-63)).div_(-scale).floor_()
         places = (gaps.clamp_(max=records).to(torch.int64) + 1).cumsum(0) + last
         found.append(places[places < records])
         last = int(places[-1])
     batch: list[int] = torch.cat(found).tolist()
     return batch
+
+
+def poisson_batch(records: int, sample_rate: float, generator: torch.Generator) -> list[int]:
+    """One Poisson batch, in ascending order."""
+    if records >= _MANY and sample_rate <= _RARE:
+        return skipping(records, sample_rate, generator)
+    threshold = inclusion_threshold(sample_rate)
+    if threshold == 1 << _BITS:  # does not fit an int64 comparison
+        return list(range(records))
+    batch: list[int] = (random_bits(records, generator) < threshold).nonzero().flatten().tolist()
+    return batch
+
+
+def random_bits(count: int, generator: torch.Generator) -> torch.Tensor:
+    """``(count,)``: whole numbers, uniform in [0, 2⁶³)."""
+    return torch.empty(count, dtype=torch.int64).random_(generator=generator)
 
 
 @dataclass(frozen=True)
@@ -114,24 +131,13 @@ class PoissonSampling(Sampling):
         claim = "is claimed" if self.amplified else "is not claimed, as the rate is 1"
         return (
             f"Poisson sampling: each of {self.records} records joins each batch independently with "
-            f"probability {self.sample_rate:.6g}; privacy amplification by sampling {claim}, "
-            "and neighbouring datasets differ by adding or removing one record."
+            f"probability {self.sample_rate:.6g}; privacy amplification by sampling {claim}."
         )
 
     def batches(self, generator: torch.Generator) -> Iterator[list[int]]:
         """``steps_per_epoch`` independent batches of ascending indices; order carries nothing."""
-        threshold = inclusion_threshold(self.sample_rate)
-        if self.records >= _MANY and self.sample_rate <= _RARE:
-            for _ in range(self.steps_per_epoch):
-                yield skipping(self.records, self.sample_rate, generator)
-            return
         for _ in range(self.steps_per_epoch):
-            if threshold == 1 << _BITS:  # does not fit an int64 comparison
-                yield list(range(self.records))
-                continue
-            bits = torch.empty(self.records, dtype=torch.int64).random_(generator=generator)
-            batch: list[int] = (bits < threshold).nonzero().flatten().tolist()
-            yield batch
+            yield poisson_batch(self.records, self.sample_rate, generator)
 
     def event(self, noise_multiplier: float, draws: Sequence[Draw]) -> Release:
         """A Poisson release of as many draws as contributed.
@@ -139,9 +145,4 @@ class PoissonSampling(Sampling):
         Raises:
             SamplingError: ``draws`` is empty.
         """
-        if not draws:
-            raise SamplingError(
-                "A release names no draw, so nothing says what it was computed from and it cannot be "
-                "accounted. Pass what DrawLog.take() returned."
-            )
-        return PoissonRelease(noise_multiplier=noise_multiplier, sample_rate=self.sample_rate, draws=len(draws))
+        return PoissonRelease(noise_multiplier, self.sample_rate, check_some(draws))

@@ -109,7 +109,7 @@ def _check_order(sampler: object, records: int) -> None:
         if whole and not sampler.replacement:
             return
     ways_out = {
-        WeightedRandomSampler: "Weights make the sample rate differ between records; weigh the loss instead.",
+        WeightedRandomSampler: "Use tacit.sampling.WeightedPoissonSampling with public weights, or weigh the loss.",
         SubsetRandomSampler: "Use torch.utils.data.Subset(dataset, indices) with shuffle=True instead.",
         DistributedSampler: "Training on several devices comes later; pass a DataLoader without a "
         "DistributedSampler and train in one process.",
