@@ -109,18 +109,23 @@ class PrivateRun:
             self._attachment.catch_up()
         return self.accountant.get_epsilon(delta)
 
-    def statement(self, delta: float, *, unit: str = "record") -> Statement:
+    def statement(self, delta: float, *, unit: str | None = None) -> Statement:
         """Say what was promised so far: ``.text``, ``.markdown``, ``.to_json()``.
 
         Args:
             delta: probability with which the bound may fail.
-            unit: what one record of the data set is, in a word.
+            unit: what one unit of privacy is, in a word: by default "record", or "user" where users are sampled.
         """
         attached = self._attached
         attached.catch_up()
         ledger = None if attached.ledger is None else attached.ledger.path.name
         return make_statement(
-            self.accountant, attached.plan, delta=delta, unit=unit, noise_source=self.noise_source, ledger=ledger
+            self.accountant,
+            attached.plan,
+            delta=delta,
+            unit=unit or attached.plan.sampling.unit,
+            noise_source=self.noise_source,
+            ledger=ledger,
         )
 
     def budget(self, epsilon: float, delta: float) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tacit.capture.marks import map_tensors, mark_of, tensors_in
-from tacit.errors import ConfigurationError, MixingError
+from tacit.errors import ConfigurationError, MixingError, SamplingError
 
 
 def size_of(value: Tensor, batch_dim: int) -> int | None:
@@ -119,3 +119,19 @@ def empty_outputs(outputs: Any) -> Any:
         return value if mark is None or mark.layout is None else value.narrow(mark.layout.dim, 0, 0)
 
     return map_tensors(cut, outputs)
+
+
+def check_blank(inputs: list[Tensor], dim: int, padding: int) -> None:
+    """Hold that the last ``padding`` rows of the inputs are the blank ones: all alike.
+
+    Raises:
+        SamplingError: they are not.
+    """
+    for value in inputs:
+        tail = value.detach().movedim(dim if value.dim() > dim else 0, 0)[-padding:]
+        if not torch.equal(torch.nan_to_num(tail[1:]), torch.nan_to_num(tail[:1].expand_as(tail[1:]))):
+            raise SamplingError(
+                f"the last {padding} rows of this batch should be blank ones, which pad it, but they differ from each "
+                "other: rows were moved, or changed each by itself. Blank rows would count as records. Leave rows in "
+                "their places and augment in the data set or in the model, or sample with padding=False."
+            )

@@ -12,7 +12,7 @@ from tacit.capture.contact import Frame, Names
 from tacit.capture.entrance import Entrance
 from tacit.capture.gates import make_carrier, tie
 from tacit.capture.guard import LeakGuard
-from tacit.capture.inputs import batch_size, empty_outputs, one_sample, size_of
+from tacit.capture.inputs import batch_size, check_blank, empty_outputs, one_sample, size_of
 from tacit.capture.losses import refuse_batch_counts
 from tacit.capture.marks import Mark, clear_mark, map_tensors, mark_of, set_mark, tensors_in
 from tacit.capture.passes import Clip, ClippedSums, Pass, current_task
@@ -138,6 +138,8 @@ class Session:
         try:
             batch = self._batch_inputs(entrance, tensors, run.samples)
             run.inputs += batch[:1]
+            if run.padding > 1:
+                check_blank(batch, self._batch_dim, run.padding)
             for value in batch:
                 set_mark(value, Mark(Layout(run.samples, self._batch_dim if value.dim() > self._batch_dim else 0)))
             self._recomputation.remember(entrance, run, args, kwargs)

@@ -72,6 +72,11 @@ class Sampling(ABC):
         return self.records
 
     @property
+    def unit(self) -> str:
+        """What one unit of privacy is, in a word."""
+        return "record"
+
+    @property
     def padded_size(self) -> int | None:
         """How many rows each batch is padded to; None if batches are as long as they were drawn."""
         return None

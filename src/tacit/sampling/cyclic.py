@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from tacit.accounting.checks import checked_count, checked_rate
 from tacit.accounting.releases import CyclicRelease, Release
 from tacit.errors import ConfigurationError, SamplingError
-from tacit.sampling.base import Sampling
+from tacit.sampling.base import Sampling, check_some
 from tacit.sampling.draws import Draw
 from tacit.sampling.poisson import poisson_batch
 from tacit.sampling.source import check_source
@@ -95,13 +95,14 @@ class CyclicPoissonSampling(Sampling):
         Raises:
             SamplingError: ``draws`` is empty, or from several groups.
         """
+        count = check_some(draws)
         groups = {draw.place % self.groups for draw in draws}
         if len(groups) != 1:
             raise SamplingError(
                 f"One release was made of batches of the groups {sorted(groups)}, for which no proof is known here. "
                 "Step after each batch; for larger batches use fewer groups or a larger batch_size."
             )
-        return CyclicRelease(noise_multiplier, self.sample_rate, groups.pop(), len(draws))
+        return CyclicRelease(noise_multiplier, self.sample_rate, groups.pop(), count)
 
     def planned(
         self, noise_multiplier: float, releases: int, *, epoch: int = 1, place: int = 0, draws: int = 1

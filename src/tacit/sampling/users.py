@@ -80,6 +80,11 @@ class UserPoissonSampling(Sampling):
         return len(self._members)
 
     @property
+    def unit(self) -> str:
+        """``"user"``."""
+        return "user"
+
+    @property
     def expected_batch_size(self) -> float:
         """Users per batch: units * sample_rate."""
         return self.units * self.sample_rate
