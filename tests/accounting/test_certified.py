@@ -17,9 +17,10 @@ from tacit.accounting import (
     epsilon,
     epsilon_interval,
 )
-from tacit.accounting.certified import FINE, _composed, certified_epsilon
+from tacit.accounting.certified import certified_epsilon
 from tacit.accounting.composition import Composition, compose, dp_event
 from tacit.accounting.gaussian import gaussian_epsilon, gaussian_log_delta
+from tacit.accounting.squaring import squared
 from tacit.errors import ConfigurationError
 
 
@@ -75,7 +76,7 @@ def test_gaussians_composed_like_any_other_contain_the_closed_form(
 ) -> None:
     """At rate 1 the composition is never asked; here it is."""
     composition = Composition(0.0, {PoissonRelease(noise, 1.0): steps}, noiseless=False)
-    lower, upper = (_composed(composition, delta, direction, FINE, upper=up).epsilon(delta) for up in (False, True))
+    lower, upper = (squared(composition, delta, direction, upper=up).epsilon(delta) for up in (False, True))
     truth = gaussian_epsilon(math.sqrt(steps) / noise, delta)
     assert lower <= truth * (1 + 1e-9)
     assert truth <= upper * (1 + 1e-9)

@@ -198,7 +198,7 @@ class PLDAccountant(Accountant):
     def _bound(self, composition: Composition, delta: float) -> float:
         from tacit.accounting.certified import certified_epsilon
 
-        return certified_epsilon(composition, delta, lower=False).upper
+        return certified_epsilon(composition, delta).upper
 
 
 # Opacus calls its numerical composition "prv"; it bounds the same quantity.
