@@ -13,6 +13,7 @@ from tacit.accounting.releases import (
     Release,
     TruncatedRelease,
 )
+from tacit.accounting.search import combined, number_of_runs, search_epsilon
 from tacit.accounting.tradeoff import TradeOff, gaussian_mu, trade_off
 
 __all__ = [
@@ -30,11 +31,14 @@ __all__ = [
     "TradeOff",
     "TruncatedRelease",
     "calibrate",
+    "combined",
     "create_accountant",
     "delta_interval",
     "epsilon",
     "epsilon_interval",
     "gaussian_mu",
     "noise_multiplier",
+    "number_of_runs",
+    "search_epsilon",
     "trade_off",
 ]

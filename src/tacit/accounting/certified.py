@@ -43,7 +43,7 @@ _LARGEST_EXPONENT = 600.0
 _CELLS, _WIDE_CELLS = Mesh(0.02, 0.0075, 0.02), Mesh(0.06, 0.03, 0.06)
 _MANY = 8
 _ROUNDS = 8
-_WIDE = 3e-3
+_WIDE = 8e-3
 
 
 def certified_epsilon(composition: Composition, delta: float) -> Interval:

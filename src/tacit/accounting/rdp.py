@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -30,17 +30,24 @@ ORDERS: tuple[float, ...] = (
 
 
 def rdp_epsilon(composition: Composition, delta: float) -> float:
-    """Upper bound on the smallest ε at `delta` of a composition with noise.
+    """Upper bound on the smallest ε at `delta` of a composition with noise."""
+    return epsilon_of_divergences(rdp_divergences(composition), delta)
 
-    Rényi divergences add up over releases; the conversion to (ε, δ) is that of Canonne, Kamath,
-    Steinke 2020, arXiv:2004.00010, proposition 12.
-    """
+
+def rdp_divergences(composition: Composition) -> NDArray[np.float64]:
+    """Rényi divergences at `ORDERS` of a composition with noise: those of its releases add up."""
     import numpy as np
-    from dp_accounting import rdp
 
     divergences = composition.precision * np.asarray(ORDERS) / 2
     for pair, count in composition.sampled.items():
         divergences = divergences + count * _of_pair(pair)
+    return np.asarray(divergences, dtype=np.float64)
+
+
+def epsilon_of_divergences(divergences: Sequence[float] | NDArray[np.float64], delta: float) -> float:
+    """ε at `delta` from Rényi divergences at `ORDERS`: Canonne et al. 2020, arXiv:2004.00010, proposition 12."""
+    from dp_accounting import rdp
+
     bound, _ = rdp.compute_epsilon(ORDERS, divergences, delta)
     return float(bound)
 
