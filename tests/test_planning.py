@@ -64,7 +64,7 @@ class TestEveryChoice:
         assert facts["sampling"] == sampling.description
         assert facts["adjacency"] == engine.accountant.adjacency
         assert facts["unit"] == sampling.unit
-        assert facts["records"] == sampling.units
+        assert facts["units"] == sampling.units
         later = PrivacyEngine()
         make(later, sampling=CHOICES[choice], ledger=book)
         assert sorted(map(str, later.accountant.history)) == sorted(map(str, engine.accountant.history))

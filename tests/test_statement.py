@@ -2,11 +2,15 @@
 
 import json
 
+import pytest
 import torch
 from tests.small_run import make, train
 
 from tacit.accounting import epsilon
+from tacit.errors import ConfigurationError
 from tacit.numbers import downward, upward
+from tacit.sampling import UserPoissonSampling
+from tacit.statement import Statement
 
 
 def run(steps=3, **changes):
@@ -24,13 +28,16 @@ def test_numbers_and_words(tmp_path):
     assert 1e-3 < facts["true_positive_rate"]["0.001"] < 0.05
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["warnings"] == []
-    assert f"epsilon <= {upward(bound, 4)} (and at least {downward(facts['epsilon_lower'], 4)})" in found.text
-    assert "one patient of 24" in found.text
+    assert f"ε ≤ {upward(bound, 4)} (and at least {downward(facts['epsilon_lower'], 4)})" in found.text
+    assert "One patient of 24" in found.text
     assert "add-or-remove-one: two data sets are neighbours" in found.text
-    assert "clipped to 1.5, Gaussian noise of deviation 3 (multiplier 2)" in found.text
+    assert (
+        "gradient of each patient, over all weights, is clipped to an l2 norm of 1.5; Gaussian noise of deviation 3"
+        in found.text
+    )
     assert "AES" in found.text
     assert "on record in mail.ledger" in found.text
-    assert found.markdown.startswith("## Privacy statement\n\n- **Guarantee**: (epsilon, delta)")
+    assert found.markdown.startswith("## Privacy statement\n\n- **Guarantee**: (ε, δ)")
 
 
 def test_warnings():
@@ -39,3 +46,28 @@ def test_warnings():
     assert len(found["warnings"]) == 3
     assert run(steps=0).statement(1e-6).facts["warnings"] == ["Nothing was released yet."]
     assert run(poisson_sampling=False).statement(1e-6).facts["adjacency"] == "zero-out-one"
+
+
+def test_users_are_the_unit_where_they_are_sampled():
+    sampling = UserPoissonSampling(torch.arange(24) // 3, 1 / 3, 3, most=2)
+    text = run(sampling=sampling, loss_reduction="sum").statement(1e-3).text
+    assert "One user of 8" in text
+    assert "one user added or removed" in text
+
+
+def test_what_is_not_covered_is_said():
+    found = run().statement(1e-3, not_covered=["The learning rate."])
+    assert "\nNot covered: The choice of hyper-parameters" in found.text
+    assert found.text.endswith("\nNot covered: The learning rate.")
+    assert found.facts["not_covered"][-1] == "The learning rate."
+
+
+def test_json_there_and_back():
+    found = run().statement(1e-3)
+    assert Statement.from_json(found.to_json()).text == found.text
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "other"}', "null", '{"format": "tacit.statement"}'])
+def test_other_files_are_no_statements(text):
+    with pytest.raises(ConfigurationError, match="no privacy statement"):
+        Statement.from_json(text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -109,12 +109,13 @@ class PrivateRun:
             self._attachment.catch_up()
         return self.accountant.get_epsilon(delta)
 
-    def statement(self, delta: float, *, unit: str | None = None) -> Statement:
+    def statement(self, delta: float, *, unit: str | None = None, not_covered: Sequence[str] = ()) -> Statement:
         """Say what was promised so far: ``.text``, ``.markdown``, ``.to_json()``.
 
         Args:
             delta: probability with which the bound may fail.
             unit: what one unit of privacy is, in a word: by default "record", or "user" where users are sampled.
+            not_covered: sentences on more that ε says nothing about, such as how hyper-parameters were found.
         """
         attached = self._attached
         attached.catch_up()
@@ -126,6 +127,7 @@ class PrivateRun:
             unit=unit or attached.plan.sampling.unit,
             noise_source=self.noise_source,
             ledger=ledger,
+            not_covered=not_covered,
         )
 
     def budget(self, epsilon: float, delta: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import platform
 from dataclasses import dataclass
@@ -16,9 +15,17 @@ from tacit.demo.plain import PlainResult
 from tacit.demo.private import PrivateRun
 from tacit.demo.record import norm_edges
 from tacit.numbers import upward
-from tacit.report.content import Curve, NormHistogram, PrivacyFacts, Report
+from tacit.report.content import Curve, NormHistogram, Report
 from tacit.report.page import write_report
+from tacit.statement import Statement
 
+NOT_COVERED = (
+    "The network, learning rate, epochs, batch size and clipping bound: they were found by trying on this data.",
+    "The plots of gradient norms and of clipping in this report: they are computed from the training data without "
+    "noise.",
+    "The plots of accuracy and the confusion matrix: they are computed from the test images, without noise.",
+    "The model trained without privacy: it has none.",
+)
 LIBRARIES = ("tacit", "torch", "numpy", "scipy", "dp-accounting", "scikit-learn", "matplotlib")
 
 
@@ -55,56 +62,37 @@ class DemoResult:
 
 def write_results(private: PrivateRun, plain: PlainResult, digits: Digits, folder: Path) -> DemoResult:
     """Write ``privacy.json``, the plots and the report into ``folder``."""
+    options = private.record.options
     test_accuracy = accuracy(private.network, digits)
-    facts = _facts(private, digits)
-    versions = {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+    statement = private.engine.statement(options.delta, unit="digit image", not_covered=NOT_COVERED)
     numbers = {
-        **dataclasses.asdict(facts),
-        "steps": facts.releases,
+        **statement.facts,
+        "epsilon": private.epsilon,
+        "target_epsilon": options.epsilon,
+        "sample_rate": private.sample_rate,
+        "steps": private.steps,
         "planned_steps": private.planned_steps,
-        "mechanism": "gaussian",
-        "expected_batch_size": digits.records * private.sample_rate,
-        "epochs": private.record.options.epochs,
-        "batch_size": private.record.options.batch_size,
-        "seed": private.record.options.seed,
+        **{name: getattr(options, name) for name in ("epochs", "batch_size", "seed")},
         "test_records": len(digits.test_labels),
         "test_accuracy": test_accuracy,
         "test_accuracy_without_privacy": plain.accuracies[-1],
-        "covers": "training only",
-        "versions": versions,
+        "versions": _versions(),
     }
     write_text(folder / PRIVACY, json.dumps(numbers, indent=2, allow_nan=False) + "\n")
-    page = write_report(_report(private, plain, digits, facts, test_accuracy, versions), folder)
-    options = private.record.options
-    return DemoResult(test_accuracy, plain.accuracies[-1], facts.epsilon, options.delta, private.steps, page)
+    page = write_report(_report(private, plain, digits, statement, test_accuracy), folder)
+    return DemoResult(test_accuracy, plain.accuracies[-1], private.epsilon, options.delta, private.steps, page)
 
 
-def _facts(private: PrivateRun, digits: Digits) -> PrivacyFacts:
-    engine, options = private.engine, private.record.options
-    return PrivacyFacts(
-        unit="one digit image",
-        records=digits.records,
-        adjacency=engine.accountant.adjacency,
-        epsilon=private.epsilon,
-        delta=options.delta,
-        target_epsilon=options.epsilon,
-        accountant=engine.accountant.mechanism(),
-        sampling=engine.plan.sampling.description,
-        sample_rate=private.sample_rate,
-        noise_multiplier=engine.noise_multiplier,
-        max_grad_norm=engine.max_grad_norm,
-        noise_source=engine.noise_source,
-        releases=private.steps,
-    )
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
 
 
 def _report(
     private: PrivateRun,
     plain: PlainResult,
     digits: Digits,
-    facts: PrivacyFacts,
+    statement: Statement,
     test_accuracy: float,
-    versions: dict[str, str],
 ) -> Report:
     record, options = private.record, private.record.options
     steps = [point.step for point in record.points]
@@ -115,7 +103,9 @@ def _report(
             "privacy, and once more in the same way without. Both were tested on "
             f"{len(digits.test_labels)} digits that were held out."
         ),
-        facts=facts,
+        statement=statement,
+        epsilon=private.epsilon,
+        target_epsilon=options.epsilon,
         accuracy=test_accuracy,
         plain_accuracy=plain.accuracies[-1],
         private_curve=Curve(steps, [point.accuracy for point in record.points]),
@@ -131,5 +121,5 @@ def _report(
             "expected batch size": f"{digits.records * private.sample_rate:.1f}",
             "seed (weights, split, order without privacy)": str(options.seed),
         },
-        versions=versions,
+        versions=_versions(),
     )

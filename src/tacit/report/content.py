@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tacit.statement import Statement
+
 
 @dataclass(frozen=True, slots=True)
 class Curve:
@@ -44,48 +46,15 @@ class NormHistogram:
 
 
 @dataclass(frozen=True, slots=True)
-class PrivacyFacts:
-    """What the privacy statement says.
-
-    Attributes:
-        unit: what one record is, such as ``"one digit image"``.
-        records: number of records in the training data.
-        adjacency: the neighbouring relation, ``"add-or-remove-one"`` or ``"zero-out-one"``.
-        epsilon: ε of all releases, in nats.
-        delta: the δ of that ε.
-        target_epsilon: the ε that was not to be passed.
-        accountant: what computed ε.
-        sampling: how batches were drawn, in a sentence.
-        sample_rate: probability with which a record joins a batch.
-        noise_multiplier: standard deviation of the noise / clipping bound.
-        max_grad_norm: the clipping bound, an l2 norm.
-        noise_source: where the noise came from.
-        releases: how many noisy gradients left the private computation.
-    """
-
-    unit: str
-    records: int
-    adjacency: str
-    epsilon: float
-    delta: float
-    target_epsilon: float
-    accountant: str
-    sampling: str
-    sample_rate: float
-    noise_multiplier: float
-    max_grad_norm: float
-    noise_source: str
-    releases: int
-
-
-@dataclass(frozen=True, slots=True)
 class Report:
     """All that the page shows.
 
     Attributes:
         title: of the page.
         summary: what was done, in a sentence or two.
-        facts: for the privacy statement.
+        statement: what is promised.
+        epsilon: ε of all releases, by the accountant that the run had.
+        target_epsilon: the ε that was not to be passed.
         accuracy: test accuracy with privacy, in [0, 1].
         plain_accuracy: test accuracy without, in [0, 1].
         private_curve: test accuracy along the private run.
@@ -101,7 +70,9 @@ class Report:
 
     title: str
     summary: str
-    facts: PrivacyFacts
+    statement: Statement
+    epsilon: float
+    target_epsilon: float
     accuracy: float
     plain_accuracy: float
     private_curve: Curve

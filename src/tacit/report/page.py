@@ -9,18 +9,17 @@ from pathlib import Path
 from tacit.numbers import compact, percent, upward
 from tacit.report import plots
 from tacit.report.content import Report
-from tacit.report.statement import not_covered, privacy_statement
 
 PAGE = "report.html"
 
 
 def draw_plots(report: Report) -> dict[str, bytes]:
     """All plots of the report: PNG files by name, without ending."""
-    facts = report.facts
+    facts = report.statement.facts
     return {
         "accuracy": plots.accuracy_plot(report.private_curve, report.plain_curve),
-        "epsilon": plots.epsilon_plot(report.epsilon_curve, facts.target_epsilon, facts.delta),
-        "gradient_norms": plots.norms_plot(report.norms, facts.max_grad_norm),
+        "epsilon": plots.epsilon_plot(report.epsilon_curve, report.target_epsilon, facts["delta"]),
+        "gradient_norms": plots.norms_plot(report.norms, facts["max_grad_norm"]),
         "fraction_clipped": plots.clipped_plot(report.clipped_curve),
         "confusion_matrix": plots.confusion_plot(report.confusion, report.classes),
     }
@@ -40,8 +39,6 @@ def render(report: Report, images: dict[str, bytes]) -> str:
     encoded = {name: base64.b64encode(image).decode("ascii") for name, image in images.items()}
     return environment.from_string(source).render(
         report=report,
-        statement=privacy_statement(report.facts),
-        not_covered=not_covered(report.facts),
         images=encoded,
         compact=compact,
         upward=upward,

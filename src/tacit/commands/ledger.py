@@ -11,13 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from tacit.accounting import create_accountant
+from tacit.commands.options import AsJson
 from tacit.ledger import Ledger
 from tacit.numbers import downward, upward
 
 app = typer.Typer(help="What was released over a data set, run by run.", no_args_is_help=True)
 
 File = Annotated[Path, typer.Argument(help="The ledger file.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object (infinity is null).")]
 
 
 @app.command("show")

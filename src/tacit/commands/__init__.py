@@ -1,0 +1,1 @@
+"""The commands of `tacit`, one file each; `tacit.cli` puts them together."""
