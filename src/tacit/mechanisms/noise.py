@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tacit.entropy import system_generator
+from tacit.mechanisms.device import DeviceNormal, available
 from tacit.mechanisms.secure import Finish, SecureNormal
 
 
@@ -17,8 +18,9 @@ class NoiseSource:
     Args:
         generator: a generator that makes the noise reproducible, for tests. Whoever knows its seed can subtract
             the noise, so such a run protects nobody; it is on record in ``reproducible``. Without it, noise on the
-            CPU comes from a cipher keyed by the operating system (`secure`), and noise on other devices from torch's
-            generator there, seeded by the operating system: ``torch.manual_seed`` has no influence.
+            CPU comes from a cipher keyed by the operating system (`secure`), as on GPUs where Triton is installed
+            (`device`), and noise on other devices from torch's generator there, seeded by the operating system:
+            ``torch.manual_seed`` has no influence.
 
     Attributes:
         reproducible: a generator was given.
@@ -30,6 +32,7 @@ class NoiseSource:
         self.secure = generator is None
         self._given = generator
         self._secure = SecureNormal()
+        self._ciphers: dict[torch.device, DeviceNormal] = {}
         self._own: dict[torch.device, torch.Generator] = {}
 
     @property
@@ -37,7 +40,8 @@ class NoiseSource:
         if self.reproducible:
             return "a given generator (reproducible: for tests, not for release)"
         if self.secure:
-            return "AES-128 in counter mode, keyed from the operating system's entropy"
+            cipher = "ChaCha20" if self._ciphers else "AES-128 in counter mode"
+            return f"{cipher}, keyed from the operating system's entropy"
         return "torch.Generator seeded from the operating system's entropy (not cryptographic)"
 
     def each(self, shape: torch.Size, device: torch.device, finish: Finish) -> None:
@@ -45,6 +49,9 @@ class NoiseSource:
         count = shape.numel()
         if self._given is None and device.type == "cpu":
             self._secure.each(count, finish)
+            return
+        if self._given is None and available(device):
+            self._ciphers.setdefault(device, DeviceNormal(device)).each(count, finish)
             return
         finish(self._drawn(count, device).double(), slice(0, count))
 
