@@ -142,3 +142,26 @@ def test_epochs_of_a_resumed_run_are_new_epochs(tmp_path):
     epoch(resumed, other_optimizer, other_loader)
     assert [release.epoch for release, _ in other.accountant.history] == [1, 2]
     assert other.get_epsilon(1e-5) > 1.2 * one
+
+
+def test_runs_that_resume_from_one_file_share_neither_noise_nor_draws(tmp_path):
+    """Without given generators: were a seed saved, or restored, two resumed runs would release the same noise."""
+    path = tmp_path / "run.pt"
+    engine, model, optimizer, loader = make()
+    epoch(model, optimizer, loader)
+    engine.save_checkpoint(path, module=model, optimizer=optimizer)
+    drawn, released = [], []
+    for _ in range(3):
+        torch.manual_seed(5)
+        other, resumed, optimizer, loader = make()
+        other.load_checkpoint(path, module=resumed, optimizer=optimizer)
+        for _ in range(20):
+            drawn.append([len(x) for x, _ in loader])
+        while len(next(iter(loader))[0]) == 0:
+            pass
+        with pytest.warns(UserWarning, match="noise alone was released"):
+            optimizer.step()
+        released.append(torch.cat([p.grad.flatten() for p in resumed.parameters()]))
+    assert drawn[:20] != drawn[20:40] != drawn[40:]
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert int((released[one] == released[other]).sum()) <= 3  # of 43, each alike with a probability of 1e-4

@@ -20,12 +20,23 @@ from torch.utils.data import DataLoader, TensorDataset
 from tacit import PrivacyEngine
 from tacit.accounting import PoissonRelease
 from tacit.accounting.gaussian import gaussian_epsilon
+from tacit.capture import Pass
 from tacit.clipping import FlatClipping
-from tacit.sampling import PoissonSampling
+from tacit.errors import SamplingError
+from tacit.sampling import (
+    BallsInBinsSampling,
+    CyclicPoissonSampling,
+    FullBatchSampling,
+    PoissonSampling,
+    Sampling,
+    TruncatedPoissonSampling,
+    UserPoissonSampling,
+)
 
 CANARIES = 10_000  # on each side
 DELTA = 1e-5
 BOUND, NOISE = 0.5, 1.0
+USERS = UserPoissonSampling(torch.arange(CANARIES).repeat_interleave(3), 0.2, 10, most=3)
 Statistic = Callable[[Tensor], Tensor]
 
 
@@ -40,14 +51,27 @@ class Canaries(nn.Module):
         return 40 * self.table(ids).sum((1, 2))
 
 
-def releases(*, rate: float, steps: int, tokens: int = 1, noise: float = NOISE, plant: Callable | None = None):
+def releases(
+    *,
+    rate: float,
+    steps: int,
+    tokens: int = 1,
+    noise: float = NOISE,
+    plant: Callable | None = None,
+    sampling: Sampling | None = None,
+    copies: int = 1,
+):
     """Train; return what each step released, in units of the bound, (steps, 2 · CANARIES), and the claimed ε."""
     torch.manual_seed(0)
     model = Canaries()
-    ids = torch.arange(CANARIES)[:, None].expand(-1, tokens)  # the others are not in the data set
+    # Each is in the data set as often as ``copies`` says, and the others are not.
+    ids = torch.arange(CANARIES).repeat_interleave(copies)[:, None].expand(-1, tokens)
     size = round(CANARIES * rate)
     loader = DataLoader(
-        TensorDataset(ids), batch_size=size, generator=torch.Generator().manual_seed(5), drop_last=size < CANARIES
+        TensorDataset(ids),
+        batch_size=size,
+        generator=torch.Generator().manual_seed(5),
+        drop_last=size < CANARIES and sampling is None,
     )
     engine = PrivacyEngine()
     private, optimizer, loader = engine.make_private(
@@ -58,6 +82,7 @@ def releases(*, rate: float, steps: int, tokens: int = 1, noise: float = NOISE, 
         max_grad_norm=BOUND,
         loss_reduction="sum",
         noise_generator=torch.Generator().manual_seed(11),
+        sampling=sampling,
     )
     if plant is not None:
         plant(engine)
@@ -129,7 +154,37 @@ def test_poisson_sampling_reveals_no_more_than_is_claimed(rate: float, steps: in
         assert any_bound(seen, statistic) <= claimed
 
 
+@pytest.mark.parametrize(
+    ("sampling", "steps", "copies"),
+    [
+        (BallsInBinsSampling(CANARIES, 5), 10, 1),
+        (TruncatedPoissonSampling(CANARIES, 0.2, 10, 2100), 10, 1),
+        (CyclicPoissonSampling(CANARIES, 2, 0.4, 10), 10, 1),
+        (FullBatchSampling(CANARIES), 4, 1),
+        (USERS, 10, 3),
+    ],
+    ids=["balls in bins", "truncated", "cyclic", "full", "users"],
+)
+def test_other_samplers_reveal_something_and_no_more_than_is_claimed(sampling, steps, copies) -> None:
+    seen, claimed = releases(rate=0.2, steps=steps, sampling=sampling, copies=copies, noise=1.5)
+    for statistic in (total, lambda releases: releases.max(0).values):
+        assert any_bound(seen, statistic) <= claimed
+    assert any_bound(seen) > 0.1 * claimed
+
+
 # Bugs, planted
+
+
+def test_records_of_a_user_that_are_clipped_each_by_itself_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(UserPoissonSampling, "owners", lambda self, indices: None)
+    seen, claimed = releases(rate=0.2, steps=10, sampling=USERS, copies=3, noise=1.5)
+    assert any_bound(seen) > claimed
+
+
+def test_blank_rows_that_count_as_records_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pass, "real_units", property(lambda self: self.clipped_units))
+    with pytest.raises(SamplingError, match="samples were differentiated"):
+        releases(rate=0.2, steps=2, sampling=TruncatedPoissonSampling(CANARIES, 0.2, 10, 2500))
 
 
 def noise_divided_by_microbatches(engine: PrivacyEngine) -> None:

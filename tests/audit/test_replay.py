@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import tacit.step
 from tacit import PrivacyEngine
 from tacit.mechanisms import add_gaussian_noise
-from tacit.sampling import PoissonSampling
+from tacit.sampling import PoissonSampling, Sampling, TruncatedPoissonSampling
 
 RECORDS, STEPS, EPOCHS = 12, 4, 3
 WATCHED = ("optimizer.py", "accountants.py", "gaussian.py", "secure.py", "noise.py", "draws.py")
@@ -49,7 +49,11 @@ def draws_of(seed: int) -> list[list[int]]:
 
 
 def train(
-    monkeypatch: pytest.MonkeyPatch, extra: torch.Tensor | None, frozen: list[torch.Tensor] | None, noise: float
+    monkeypatch: pytest.MonkeyPatch,
+    extra: torch.Tensor | None,
+    frozen: list[torch.Tensor] | None,
+    noise: float,
+    padded: bool = False,
 ) -> tuple[list[torch.Tensor], list[tuple[Any, ...]], list[tuple[str, int]], list[torch.Tensor]]:
     """Return the releases, what is public of each, the lines that ran, and the weights after each step."""
     torch.manual_seed(0)
@@ -60,7 +64,7 @@ def train(
         batches = [[*batch, RECORDS] if i % 3 != 2 else batch for i, batch in enumerate(batches)]
     drawn = iter(batches)
 
-    def next_epoch(self: PoissonSampling, generator: torch.Generator) -> Iterator[list[int]]:
+    def next_epoch(self: Sampling, generator: torch.Generator) -> Iterator[list[int]]:
         for _ in range(self.steps_per_epoch):
             yield next(drawn)
 
@@ -75,6 +79,7 @@ def train(
         return made if frozen is None else next(waiting).clone()
 
     monkeypatch.setattr(PoissonSampling, "batches", next_epoch)
+    monkeypatch.setattr(TruncatedPoissonSampling, "batches", next_epoch)
     monkeypatch.setattr(tacit.step, "add_gaussian_noise", release)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     size = -(-len(x) // STEPS)
@@ -84,6 +89,7 @@ def train(
         data_loader=DataLoader(TensorDataset(x, y), batch_size=size),
         noise_multiplier=noise,
         max_grad_norm=1.0,
+        sampling=TruncatedPoissonSampling(len(x), 1 / STEPS, STEPS, RECORDS) if padded else None,
         loss_reduction="sum",  # a mean divides by the number of records, which counts as public
     )
     lines, weights = Lines(), []
@@ -101,6 +107,7 @@ def train(
     return releases, public, lines.seen, weights
 
 
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("noise", [0.0, 1.0])
 @pytest.mark.parametrize(
     "extra",
@@ -108,10 +115,10 @@ def train(
     ids=["ordinary", "wild", "nan"],
 )
 def test_one_record_more_changes_nothing_but_the_releases(
-    monkeypatch: pytest.MonkeyPatch, extra: torch.Tensor, noise: float
+    monkeypatch: pytest.MonkeyPatch, extra: torch.Tensor, noise: float, padded: bool
 ) -> None:
-    releases, public, lines, weights = train(monkeypatch, None, None, noise)
-    others, other_public, other_lines, other_weights = train(monkeypatch, extra, releases, noise)
+    releases, public, lines, weights = train(monkeypatch, None, None, noise, padded)
+    others, other_public, other_lines, other_weights = train(monkeypatch, extra, releases, noise, padded)
     assert len(releases) == len(others) == 4 * STEPS * EPOCHS
     assert public == other_public
     assert lines == other_lines
