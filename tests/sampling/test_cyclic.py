@@ -48,12 +48,13 @@ def test_from_loader():
 
 def test_event():
     sampling = CyclicPoissonSampling(50, 4, 0.5, 8)
-    assert sampling.event(1.0, [Draw(0, 1, 6, 6)]) == CyclicRelease(1.0, 0.5, 2)
-    assert sampling.event(1.0, [Draw(0, 1, 6, 2), Draw(1, 1, 6, 6)]) == CyclicRelease(1.0, 0.5, 2, draws=2)
+    assert sampling.event(1.0, [Draw(0, 1, 6, 6)]) == CyclicRelease(1.0, 0.5, 2, 1)
+    assert sampling.event(1.0, [Draw(0, 1, 6, 2), Draw(1, 1, 6, 6)]) == CyclicRelease(1.0, 0.5, 2, 1, draws=2)
     with pytest.raises(SamplingError, match=r"of the groups \[1, 2\]"):
         sampling.event(1.0, [Draw(0, 1, 6, 1), Draw(1, 1, 6, 2)])
-    with pytest.raises(SamplingError, match="names no draw"):
-        sampling.event(1.0, [])
+    for draws in ([], [Draw(0, 1, 6, 2), Draw(1, 2, 6, 2)]):
+        with pytest.raises(SamplingError, match="only within one epoch"):
+            sampling.event(1.0, draws)
 
 
 @pytest.mark.parametrize("place", [0, 1, 7, 9])
@@ -61,11 +62,10 @@ def test_event():
 def test_what_is_planned_is_what_will_be_recorded(place, releases):
     sampling = CyclicPoissonSampling(50, 4, 0.5, 10)
     recorded: dict[CyclicRelease, int] = {}
-    at = place
-    for _ in range(releases):
-        release = sampling.event(1.0, [Draw(0, 1, 5, at)])
+    for step in range(place, place + releases):
+        epoch, at = divmod(step, sampling.steps_per_epoch)
+        release = sampling.event(1.0, [Draw(0, 1 + epoch, 5, at)])
         recorded[release] = recorded.get(release, 0) + 1
-        at = (at + 1) % sampling.steps_per_epoch
     assert dict(sampling.planned(1.0, releases, place=place)) == recorded
 
 

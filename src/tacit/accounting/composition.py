@@ -6,6 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from typing import TYPE_CHECKING
 
 from tacit.accounting.events import adjacency_of
@@ -58,8 +60,8 @@ def compose(history: History, adjacency: Adjacency | None = None) -> Composition
 def compositions(history: History, adjacency: Adjacency | None = None) -> list[Composition]:
     """Reduce a history to pairs: an epoch becomes one, sampling at rate 1 a plain Gaussian.
 
-    Where records have different pairs, as those of different groups or a record added and one removed, there are
-    several compositions, and the worst of them counts.
+    Where a record that is added has another pair than one that is removed, there are two compositions, and the worse of
+    them counts.
 
     Args:
         history: what was released.
@@ -76,7 +78,7 @@ def compositions(history: History, adjacency: Adjacency | None = None) -> list[C
         parts = _Parts(replaced, added)
         for release, count in history:
             parts.add(release, count)
-        found += parts.compositions()
+        found.append(parts.composition())
     return found
 
 
@@ -90,7 +92,7 @@ class _Parts:
     gaussians: list[tuple[float, int]] = field(default_factory=list)
     epochs: dict[int, float] = field(default_factory=dict)
     bins: dict[tuple[int, int], list[tuple[BallsInBinsRelease, int]]] = field(default_factory=dict)
-    groups: dict[int, Counter[PoissonRelease]] = field(default_factory=dict)
+    groups: dict[int, dict[int, Counter[PoissonRelease]]] = field(default_factory=dict)
 
     def add(self, release: Release, count: int) -> None:
         if isinstance(release, EpochRelease):
@@ -100,7 +102,7 @@ class _Parts:
             self.bins.setdefault((release.epoch, release.bins), []).append((release, count))
         elif isinstance(release, CyclicRelease):
             draw = PoissonRelease(release.noise_multiplier, release.sample_rate, release.draws)
-            self.groups.setdefault(release.group, Counter())[draw] += count
+            self.groups.setdefault(release.epoch, {}).setdefault(release.group, Counter())[draw] += count
         elif isinstance(release, PoissonRelease):
             self._add_poisson(release, count)
         elif isinstance(release, TruncatedRelease):
@@ -123,13 +125,11 @@ class _Parts:
         else:
             self.sampled[ReplacedPair(noise, rate, draws) if self.replaced else release] += count
 
-    def compositions(self) -> list[Composition]:
-        return [self._composition(group) for group in _costliest(list(self.groups.values())) or [Counter()]]
-
-    def _composition(self, group: Counter[PoissonRelease]) -> Composition:
-        before = self.sampled.copy(), list(self.gaussians)
-        for draw, count in group.items():
-            self._add_poisson(draw, count)
+    def composition(self) -> Composition:
+        for groups in self.groups.values():
+            # Of each kind as many as any group has: that is the costliest group's, unless groups have other kinds.
+            for draw, count in reduce(or_, groups.values()).items():
+                self._add_poisson(draw, count)
         for (_, bins), releases in self.bins.items():
             pair = _epoch_pair(bins, releases)
             if bins == 1:
@@ -140,18 +140,7 @@ class _Parts:
         noiseless = any(_inverse_square(noise) == math.inf for noise, _ in self.gaussians)
         noiseless |= any(_inverse_square(noise_of(pair)) == math.inf for pair in self.sampled)
         precision = math.fsum(count * _inverse_square(noise) for noise, count in self.gaussians)
-        found = Composition(precision, dict(self.sampled), noiseless or precision == math.inf)
-        self.sampled, self.gaussians = before
-        return found
-
-
-def _costliest(groups: list[Counter[PoissonRelease]]) -> list[Counter[PoissonRelease]]:
-    """The groups of which no other had all the same releases, at least as often."""
-    kept: list[Counter[PoissonRelease]] = []
-    for group in sorted(groups, key=lambda group: -group.total()):
-        if not any(group <= other for other in kept):
-            kept.append(group)
-    return kept
+        return Composition(precision, dict(self.sampled), noiseless or precision == math.inf)
 
 
 def _epoch_pair(bins: int, releases: list[tuple[BallsInBinsRelease, int]]) -> EpochPair:

@@ -73,12 +73,14 @@ def checked_adjacency(value: object) -> Adjacency:
 
 def epoch_of(release: Release) -> int | None:
     """Which pass over the data a release belongs to, if its kind counts passes."""
-    return release.epoch if isinstance(release, (EpochRelease, BallsInBinsRelease)) else None
+    return release.epoch if isinstance(release, (EpochRelease, BallsInBinsRelease, CyclicRelease)) else None
 
 
 def in_epoch(release: Release, epoch: int) -> Release:
     """The release, as one of another pass over the data."""
-    return replace(release, epoch=epoch) if isinstance(release, (EpochRelease, BallsInBinsRelease)) else release
+    if isinstance(release, (EpochRelease, BallsInBinsRelease, CyclicRelease)):
+        return replace(release, epoch=epoch)
+    return release
 
 
 def for_group(release: Release, records: int) -> Release:

@@ -186,14 +186,15 @@ class FixedSizeRelease(Release):
 class CyclicRelease(Release):
     """Clipped sums over Poisson-sampled batches of one of several disjoint groups of records, in turn.
 
-    Proof: Choquette-Choo et al. 2023, arXiv:2306.08153 (cyclic Poisson sampling). A record is in one group, fixed by
-    its place in the data set, and the releases of other groups do not depend on it: the whole costs what the costliest
-    group does. Adding or removing a record would move others between groups, hence no "add-or-remove-one".
+    Proof: Choquette-Choo et al. 2023, arXiv:2306.08153 (cyclic Poisson sampling). In one pass a record is in one group,
+    fixed by its place in the data set, and the releases of other groups do not depend on it: the pass costs what the
+    costliest group does. Adding or removing a record would move others between groups, hence no "add-or-remove-one".
 
     Args:
         noise_multiplier: see `Release`.
         sample_rate: probability with which each record of the group enters the draw, in (0, 1].
         group: which group, at least 0.
+        epoch: which pass over the data, at least 0. Nothing is assumed of which groups of two passes are alike.
         draws: number of independent draws of this group in the sum, at least 1.
     """
 
@@ -202,10 +203,12 @@ class CyclicRelease(Release):
 
     sample_rate: float
     group: int
+    epoch: int
     draws: int = 1
 
     def __post_init__(self) -> None:
         Release.__post_init__(self)
         object.__setattr__(self, "sample_rate", checked_rate(self.sample_rate))
         checked_count("group", self.group, minimum=0)
+        checked_count("epoch", self.epoch, minimum=0)
         checked_count("draws", self.draws)

@@ -31,7 +31,7 @@ def check_one_epoch(draws: Sequence[Draw]) -> int:
     epochs = sorted({draw.epoch for draw in draws})
     if len(epochs) != 1:
         raise SamplingError(
-            f"One release was made of batches from the epochs {epochs}; batches are disjoint only "
+            f"One release was made of batches from the epochs {epochs}; batches, or groups, are disjoint only "
             "within one epoch, so that a record could count twice in this release and its noise would "
             "be too small. Step, or call optimizer.zero_grad(), before the next epoch begins."
         )

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from tacit.accounting.checks import checked_count, checked_rate
 from tacit.accounting.releases import CyclicRelease, Release
 from tacit.errors import ConfigurationError, SamplingError
-from tacit.sampling.base import Sampling, check_some
+from tacit.sampling.base import Sampling, check_one_epoch
 from tacit.sampling.draws import Draw
 from tacit.sampling.poisson import poisson_batch
 from tacit.sampling.source import check_source
@@ -93,29 +93,29 @@ class CyclicPoissonSampling(Sampling):
         """A release of draws from one group.
 
         Raises:
-            SamplingError: ``draws`` is empty, or from several groups.
+            SamplingError: ``draws`` is empty, from several groups, or spans two epochs.
         """
-        count = check_some(draws)
+        epoch = check_one_epoch(draws)
         groups = {draw.place % self.groups for draw in draws}
         if len(groups) != 1:
             raise SamplingError(
                 f"One release was made of batches of the groups {sorted(groups)}, for which no proof is known here. "
                 "Step after each batch; for larger batches use fewer groups or a larger batch_size."
             )
-        return CyclicRelease(noise_multiplier, self.sample_rate, groups.pop(), count)
+        return CyclicRelease(noise_multiplier, self.sample_rate, groups.pop(), epoch, len(draws))
 
     def planned(
         self, noise_multiplier: float, releases: int, *, epoch: int = 1, place: int = 0, draws: int = 1
     ) -> list[tuple[Release, int]]:
-        """See :meth:`Sampling.planned`."""
-        first = min(releases, self.steps_per_epoch - place)
-        epochs, rest = divmod(releases - first, self.steps_per_epoch)
+        """See :meth:`Sampling.planned`: for each pass over the data how often each group has its turn."""
         found = []
-        for group in range(self.groups):
-            count = self._turns(group, place, first) + self._turns(group, 0, rest)
-            count += epochs * self._turns(group, 0, self.steps_per_epoch)
-            if count:
-                found.append((self.event(noise_multiplier, [Draw(0, epoch, 0, group)] * draws), count))
+        while releases > 0:
+            count = min(releases, self.steps_per_epoch - place)
+            for group in range(min(self.groups, place + count)):
+                if turns := self._turns(group, place, count):
+                    release = self.event(noise_multiplier, [Draw(0, epoch, 0, group)] * draws)
+                    found.append((release, turns))
+            releases, epoch, place = releases - count, epoch + 1, 0
         return found
 
     def _turns(self, group: int, place: int, batches: int) -> int:
