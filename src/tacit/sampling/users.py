@@ -25,8 +25,9 @@ class UserPoissonSampling(Sampling):
     """Each user joins each batch independently, with at most ``most`` records, and is clipped as one.
 
     Epsilon is then that of one user with all records. Which records of a user who has more are taken is drawn anew each
-    time. Rows must stay in the order in which they are handed out: their place says whose they are. (McMahan et al. 2018,
-    arXiv:1710.06963; the accounting is that of Poisson sampling of users.)
+    time. Rows must stay in the order in which they are handed out: their place says whose they are.
+
+    Source: McMahan et al. 2018, arXiv:1710.06963; the accounting is that of Poisson sampling of users.
 
     Attributes:
         users: ``(records,)``, integers: whose each record is.
