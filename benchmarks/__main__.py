@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks import records, table
 from benchmarks.cases import BY_NAME, CASES, Case
-from benchmarks.contestants import NOISE_MULTIPLIER, Make, contestants, quiet
+from benchmarks.contestants import MODES, NOISE_MULTIPLIER, Make, contestants, quiet
 from benchmarks.measure import MINIMUM_ROUNDS, Measurement, measure
 
 ROUNDS = 7
@@ -24,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
         "--case", nargs="+", action="extend", choices=list(BY_NAME), metavar="NAME", help=", ".join(BY_NAME)
     )
     run.add_argument("--against", choices=["opacus"], help="a peer to time as well")
+    run.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="tacit's modes to time (default: all)")
     run.add_argument("--rounds", type=_rounds, help=f"rounds that count (default {ROUNDS})")
     run.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds: a look, not a result")
     run.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where the JSON lines go")
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     rounds = given.rounds or (QUICK_ROUNDS if given.quick else ROUNDS)
     chosen = [BY_NAME[name] for name in dict.fromkeys(given.case)] if given.case else CASES
-    makers = contestants(given.against)
+    makers = contestants(given.against, given.modes)
     surroundings = records.environment()
     path = records.new_file(given.out)
     results: dict[str, list[Measurement]] = {}

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -29,6 +30,7 @@ class Case:
         build: makes the model and its data.
         sizes: keyword arguments of ``build``, ``batch`` among them.
         tiny: what to replace in ``sizes`` where only the harness is tested.
+        criterion: the loss, of the model's output and the labels.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Case:
     build: Build
     sizes: Mapping[str, Any]
     tiny: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = F.cross_entropy
 
     def make(self, **overrides: Any) -> tuple[nn.Module, TensorDataset]:
         """Build the case, the same at every call."""
@@ -65,6 +68,41 @@ def _encoder(
     return models.Encoder(vocabulary, positions, width, layers, heads, CLASSES), data
 
 
+def _recurrent(
+    batch: int, positions: int, vocabulary: int, embedding: int, hidden: int
+) -> tuple[nn.Module, TensorDataset]:
+    data = TensorDataset(torch.randint(vocabulary, (batch, positions)), _labels(batch))
+    return models.TextClassifier(vocabulary, embedding, hidden, CLASSES), data
+
+
+def _words(batch: int, positions: int, vocabulary: int, width: int) -> tuple[nn.Module, TensorDataset]:
+    data = TensorDataset(torch.randint(vocabulary, (batch, positions)), _labels(batch))
+    return models.BagOfWords(vocabulary, width, CLASSES), data
+
+
+def _language(
+    batch: int, positions: int, vocabulary: int, width: int, layers: int, heads: int, rank: int
+) -> tuple[nn.Module, TensorDataset]:
+    ids = torch.randint(vocabulary, (batch, positions))
+    return models.LanguageModel(vocabulary, positions, width, layers, heads, rank), TensorDataset(ids, ids)
+
+
+def _token_loss(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """The mean over samples of the mean over their tokens."""
+    each = F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
+    return each.mean(1).mean()
+
+
+def _resnet(
+    batch: int, pixels: int, widths: tuple[int, ...], blocks: int, groups: int
+) -> tuple[nn.Module, TensorDataset]:
+    data = TensorDataset(torch.randn(batch, 3, pixels, pixels), _labels(batch))
+    return models.resnet(widths, blocks, groups, CLASSES), data
+
+
+_GPT2 = {"batch": 8, "positions": 128, "vocabulary": 8000, "width": 256, "layers": 4, "heads": 4}
+_TINY_GPT2 = {"batch": 3, "positions": 6, "vocabulary": 11, "width": 8, "layers": 1, "heads": 2}
+
 CASES = (
     Case(
         "mlp",
@@ -86,6 +124,43 @@ CASES = (
         _encoder,
         {"batch": 16, "positions": 128, "vocabulary": 1000, "width": 256, "layers": 4, "heads": 4},
         {"batch": 4, "positions": 6, "vocabulary": 11, "width": 8, "layers": 1, "heads": 2},
+    ),
+    Case(
+        "wide-encoder",
+        "transformer encoder, d = 512, 4 layers, 8 heads, T = 64, batch 16",
+        _encoder,
+        {"batch": 16, "positions": 64, "vocabulary": 1000, "width": 512, "layers": 4, "heads": 8},
+        {"batch": 4, "positions": 6, "vocabulary": 11, "width": 8, "layers": 1, "heads": 2},
+    ),
+    Case(
+        "lstm",
+        "LSTM text classifier, embedding 64, hidden 128, T = 64, batch 32",
+        _recurrent,
+        {"batch": 32, "positions": 64, "vocabulary": 1000, "embedding": 64, "hidden": 128},
+        {"batch": 4, "positions": 6, "vocabulary": 11, "embedding": 4, "hidden": 5},
+    ),
+    Case(
+        "embedding",
+        "embedding 50,000 × 128, mean over T = 64, linear, batch 64",
+        _words,
+        {"batch": 64, "positions": 64, "vocabulary": 50_000, "width": 128},
+        {"batch": 4, "positions": 6, "vocabulary": 11, "width": 5},
+    ),
+    Case(
+        "gpt2",
+        "GPT-2, d = 256, 4 layers, 8,000 tokens, T = 128, batch 8",
+        _language,
+        {**_GPT2, "rank": 0},
+        _TINY_GPT2,
+        _token_loss,
+    ),
+    Case("gpt2-lora", "the same, LoRA of rank 8 on c_attn", _language, {**_GPT2, "rank": 8}, _TINY_GPT2, _token_loss),
+    Case(
+        "resnet",
+        "ResNet-20 shape with GroupNorm, widths 16-32-64, 32 × 32 RGB, batch 32",
+        _resnet,
+        {"batch": 32, "pixels": 32, "widths": (16, 32, 64), "blocks": 3, "groups": 8},
+        {"batch": 4, "pixels": 8, "widths": (2, 4), "blocks": 1, "groups": 2},
     ),
 )
 

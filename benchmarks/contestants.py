@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -60,11 +60,12 @@ Make = Callable[[Case, float, dict[str, Any]], Contestant]
 
 def _ingredients(case: Case, overrides: dict[str, Any]) -> tuple[nn.Module, SGD, DataLoader[Any]]:
     model, data = case.make(**overrides)
-    return model.train(), SGD(model.parameters(), lr=LEARNING_RATE), DataLoader(data, batch_size=len(data))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return model.train(), SGD(trained, lr=LEARNING_RATE), DataLoader(data, batch_size=len(data))
 
 
 def _plain(case: Case, _noise: float, overrides: dict[str, Any]) -> Contestant:
-    return Contestant("plain", *_ingredients(case, overrides), nn.CrossEntropyLoss())
+    return Contestant("plain", *_ingredients(case, overrides), case.criterion)
 
 
 def _private(name: str, engine: Any, mode: str) -> Make:
@@ -72,6 +73,7 @@ def _private(name: str, engine: Any, mode: str) -> Make:
 
     def make(case: Case, noise: float, overrides: dict[str, Any]) -> Contestant:
         model, optimizer, loader = _ingredients(case, overrides)
+        extra = {"criterion": case.criterion} if mode == "ghost" and engine is PrivacyEngine else {}
         model, optimizer, *rest = engine().make_private(
             module=model,
             optimizer=optimizer,
@@ -79,17 +81,21 @@ def _private(name: str, engine: Any, mode: str) -> Make:
             noise_multiplier=noise,
             max_grad_norm=MAX_GRAD_NORM,
             grad_sample_mode=mode,
+            **extra,
         )
         # With "ghost", tacit returns the criterion last and Opacus returns it third.
         (loader,) = (each for each in rest if isinstance(each, DataLoader))
-        (criterion,) = [each for each in rest if each is not loader] or [nn.CrossEntropyLoss()]
+        (criterion,) = [each for each in rest if each is not loader] or [case.criterion]
         return Contestant(name, model, optimizer, loader, criterion)
 
     return make
 
 
-def tacit_contestants() -> list[Make]:
-    return [_private(f"tacit {mode}", PrivacyEngine, mode) for mode in ("auto", "ghost", "hooks")]
+MODES = ("auto", "ghost", "hooks")
+
+
+def tacit_contestants(modes: Sequence[str] = MODES) -> list[Make]:
+    return [_private(f"tacit {mode}", PrivacyEngine, mode) for mode in modes]
 
 
 def opacus_contestants() -> list[Make] | None:
@@ -101,13 +107,13 @@ def opacus_contestants() -> list[Make] | None:
     return [_private(f"opacus {mode}", opacus.PrivacyEngine, mode) for mode in ("hooks", "ghost")]
 
 
-def contestants(against: str | None) -> list[Make]:
-    """Plain first, then tacit, then the peer if one was named and is there."""
+def contestants(against: str | None, modes: Sequence[str] = MODES) -> list[Make]:
+    """Plain first, then tacit's modes, then the peer if one was named and is there."""
     peers = opacus_contestants() if against == "opacus" else []
     if peers is None:
         print("opacus is not installed: going on without it.")
         peers = []
-    return [_plain, *tacit_contestants(), *peers]
+    return [_plain, *tacit_contestants(modes), *peers]
 
 
 @contextmanager

@@ -72,3 +72,90 @@ class Encoder(nn.Module):
         x = self.blocks(self.tokens(ids) + self.positions(places))
         logits: Tensor = self.head(self.norm(x).mean(1))
         return logits
+
+
+class TextClassifier(nn.Module):
+    """A recurrent classifier of ``(B, T)`` token ids, from the last hidden state."""
+
+    def __init__(self, vocabulary: int, embedding: int, hidden: int, classes: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, embedding)
+        self.recurrent = nn.LSTM(embedding, hidden, batch_first=True)
+        self.head = nn.Linear(hidden, classes)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        states, _ = self.recurrent(self.tokens(ids))
+        logits: Tensor = self.head(states[:, -1])
+        return logits
+
+
+class BagOfWords(nn.Module):
+    """The mean of ``(B, T)`` embedded token ids, and a linear layer."""
+
+    def __init__(self, vocabulary: int, width: int, classes: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, width)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.tokens(ids).mean(1))
+        return logits
+
+
+class LanguageModel(nn.Module):
+    """GPT-2 from a configuration, ``(B, T)`` ids → ``(B, T, V)`` logits; with LoRA on its attention if ``rank`` > 0."""
+
+    def __init__(self, vocabulary: int, positions: int, width: int, layers: int, heads: int, rank: int) -> None:
+        super().__init__()
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        sizes = {
+            "vocab_size": vocabulary,
+            "n_positions": positions,
+            "n_embd": width,
+            "n_layer": layers,
+            "n_head": heads,
+        }
+        config = GPT2Config(**sizes, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, use_cache=False)
+        self.model: nn.Module = GPT2LMHeadModel(config)
+        if rank:
+            from peft import LoraConfig, get_peft_model
+
+            lora = LoraConfig(r=rank, target_modules=["c_attn"], fan_in_fan_out=True)
+            self.model = get_peft_model(self.model, lora)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        logits: Tensor = self.model(input_ids=ids).logits
+        return logits
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 × 3 convolutions with GroupNorm around a shortcut."""
+
+    def __init__(self, before: int, width: int, groups: int) -> None:
+        super().__init__()
+        stride = 1 if before == width else 2
+        self.first = nn.Conv2d(before, width, 3, stride, 1, bias=False)
+        self.first_norm = nn.GroupNorm(groups, width)
+        self.second = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.second_norm = nn.GroupNorm(groups, width)
+        self.short = nn.Identity() if stride == 1 else nn.Conv2d(before, width, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.first_norm(self.first(x)))
+        return F.relu(self.second_norm(self.second(y)) + self.short(x))
+
+
+def resnet(widths: Sequence[int], blocks: int, groups: int, classes: int) -> nn.Module:
+    """The shape of CIFAR's ResNet-20, with GroupNorm."""
+    layers: list[nn.Module] = [
+        nn.Conv2d(3, widths[0], 3, padding=1, bias=False),
+        nn.GroupNorm(groups, widths[0]),
+        nn.ReLU(),
+    ]
+    before = widths[0]
+    for width in widths:
+        for _ in range(blocks):
+            layers.append(ResidualBlock(before, width, groups))
+            before = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes))

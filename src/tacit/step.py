@@ -228,11 +228,11 @@ class Releaser:
         self._record(plan.sampling.event(plan.noise_multiplier, draws), len(draws))
         std = plan.noise_multiplier * (self._pending or plan.policy.sensitivity)
         divisor = plan.divisor(len(draws))
-        for name, parameter in trainable.items():
-            total = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-            total = total.detach()
-            parameter.grad = add_gaussian_noise(total, std=std, divisor=divisor, noise=self._noise, in_place=True)
-            self._gradients.accept(name, parameter.grad)
+        totals = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in trainable.values()]
+        released = add_gaussian_noise(totals, std=std, divisor=divisor, noise=self._noise, in_place=True)
+        for (name, parameter), gradient in zip(trainable.items(), released, strict=True):
+            parameter.grad = gradient
+            self._gradients.accept(name, gradient)
         self.forget()
 
     def _check(self, trainable: Mapping[str, nn.Parameter]) -> None:

@@ -72,11 +72,11 @@ def train(
     public: list[tuple[Any, ...]] = []
     waiting = iter(frozen or ())
 
-    def release(total: torch.Tensor, *, std: float, divisor: float, **rest: Any) -> torch.Tensor:
-        public.append((tuple(total.shape), total.dtype, std, divisor))
-        made = add_gaussian_noise(total, std=std, divisor=divisor, **rest)
-        releases.append(made.clone())
-        return made if frozen is None else next(waiting).clone()
+    def release(totals: list[torch.Tensor], *, std: float, divisor: float, **rest: Any) -> list[torch.Tensor]:
+        public.extend((tuple(total.shape), total.dtype, std, divisor) for total in totals)
+        made = add_gaussian_noise(totals, std=std, divisor=divisor, **rest)
+        releases.extend(one.clone() for one in made)
+        return made if frozen is None else [next(waiting).clone() for _ in made]
 
     monkeypatch.setattr(PoissonSampling, "batches", next_epoch)
     monkeypatch.setattr(TruncatedPoissonSampling, "batches", next_epoch)

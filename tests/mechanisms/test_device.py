@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
 from tacit.mechanisms import NoiseSource, noise
 from tacit.mechanisms.device import PAIRS, READY, DeviceNormal, available
+from tacit.mechanisms.secure import Job
 
 CPU = torch.device("cpu")
 
@@ -49,7 +50,7 @@ def test_the_kernel_is_chacha20():
 
 def normals(source: DeviceNormal, count: int) -> torch.Tensor:
     out = torch.empty(count, dtype=torch.float64)
-    source.each(count, lambda numbers, part: out[part].copy_(numbers))
+    source.each([Job(count, lambda numbers, part: out[part].copy_(numbers))])
     return out
 
 
@@ -109,10 +110,10 @@ def test_where_it_is_used_and_what_is_said(monkeypatch):
     monkeypatch.setattr(noise, "available", lambda device: device == meta)
     monkeypatch.setattr(noise, "DeviceNormal", lambda device: DeviceNormal(CPU, reference))
     source, seen = NoiseSource(), []
-    source.each(torch.Size((5,)), meta, lambda numbers, part: seen.append(numbers))
+    source.each([Job(5, lambda numbers, part: seen.append(numbers))], meta)
     assert len(seen[0]) == 5
     assert source.secure
     assert source.description == "ChaCha20, keyed from the operating system's entropy"
     given = NoiseSource(torch.Generator().manual_seed(0))
-    given.each(torch.Size((5,)), CPU, lambda numbers, part: seen.append(numbers))
+    given.each([Job(5, lambda numbers, part: seen.append(numbers))], CPU)
     assert given.reproducible

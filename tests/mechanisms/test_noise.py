@@ -5,12 +5,13 @@ Each bound is 6.5 standard deviations of a mean of more than 10⁵ independent t
 
 import os
 
+import numpy as np
 import pytest
 import torch
 
 from tacit.mechanisms import NoiseSource, add_gaussian_noise
 from tacit.mechanisms.gaussian import ROUNDING, grid_of
-from tacit.mechanisms.secure import PAIRS, READY, SecureNormal
+from tacit.mechanisms.secure import _COSINE, _SINE, PAIRS, READY, Job, SecureNormal, _polynomial
 
 LARGE = 2 * PAIRS
 
@@ -51,17 +52,17 @@ def test_a_given_generator_is_the_only_source():
 @pytest.mark.parametrize("in_place", [True, False])
 def test_noise_is_added_before_the_division(dtype, in_place):
     total = torch.full((3, 4), 8.0, dtype=dtype)
-    quiet = add_gaussian_noise(total, std=0.0, divisor=4.0, noise=NoiseSource())
+    (quiet,) = add_gaussian_noise([total], std=0.0, divisor=4.0, noise=NoiseSource())
     assert torch.equal(quiet, torch.full((3, 4), 2.0, dtype=dtype))
     noise = NoiseSource(torch.Generator().manual_seed(0))
     drawn = NoiseSource(torch.Generator().manual_seed(0)).normal(total.shape, CPU)
-    released = add_gaussian_noise(total, std=0.5, divisor=4.0, noise=noise, in_place=in_place)
+    (released,) = add_gaussian_noise([total], std=0.5, divisor=4.0, noise=noise, in_place=in_place)
     torch.testing.assert_close(
         released, ((8.0 + 0.5 * (1 + ROUNDING) * drawn) / 4).to(dtype), rtol=0, atol=grid_of(0.5)
     )
     assert (float(total[0, 0]) == 8.0) is not in_place
     strided = torch.full((4, 3), 8.0, dtype=dtype).t()
-    again = add_gaussian_noise(strided, std=0.5, divisor=4.0, noise=NoiseSource(), in_place=True)
+    (again,) = add_gaussian_noise([strided], std=0.5, divisor=4.0, noise=NoiseSource(), in_place=True)
     assert again.shape == (3, 4)
     assert float(strided[0, 0]) == 8.0
 
@@ -72,7 +73,8 @@ def test_what_is_released_lies_on_a_public_grid(std):
     grid = grid_of(std)
     assert std * 2**-13 < grid <= std * 2**-12
     for total in (torch.randn(1000), torch.randn(1000) * 1e-20, torch.randn(3 * LARGE, dtype=torch.float64)):
-        steps = add_gaussian_noise(total.double(), std=std, divisor=1.0, noise=NoiseSource()) / grid
+        (released,) = add_gaussian_noise([total.double()], std=std, divisor=1.0, noise=NoiseSource())
+        steps = released / grid
         assert torch.equal(steps, steps.round())
 
 
@@ -115,7 +117,7 @@ def test_small_tensors_never_share_numbers():
     source = SecureNormal()
     seen = []
     for count in (1, 3, READY - 1, 7, READY, 2, READY - 5, 1):
-        source.each(count, lambda numbers, part: seen.append(numbers.clone()))
+        source.each([Job(count, lambda numbers, part: seen.append(numbers.clone()))])
     whole = torch.cat(seen)
     assert len(whole.unique()) == len(whole)
 
@@ -139,3 +141,21 @@ def test_threads_of_the_rest_are_as_they_were():
     before = torch.get_num_threads()
     normals(8 * LARGE)
     assert torch.get_num_threads() == before
+
+
+def test_many_tensors_at_once_are_filled_whole_and_share_nothing():
+    counts = [3, 2 * LARGE + 1, READY, READY + 1, 7, LARGE]
+    outs = [torch.full((count,), float("nan"), dtype=torch.float64) for count in counts]
+    jobs = [Job(len(out), lambda numbers, part, out=out: out[part].copy_(numbers)) for out in outs]
+    SecureNormal().each(jobs)
+    whole = torch.cat(outs)
+    assert bool(torch.isfinite(whole).all())
+    assert len(whole.unique()) == len(whole)
+
+
+def test_sine_and_cosine_are_exact_to_the_last_bits():
+    v = np.linspace(-1, 1, 100_001)
+    sine = _polynomial(_SINE, v * v, np.empty_like(v)) * v
+    cosine = _polynomial(_COSINE, v * v, np.empty_like(v))
+    assert np.abs(sine - np.sin(np.pi / 2 * v)).max() < 1e-15
+    assert np.abs(cosine - np.cos(np.pi / 2 * v)).max() < 1e-15

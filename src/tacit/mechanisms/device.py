@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from tacit.mechanisms.secure import Finish
+from tacit.mechanisms.secure import Job
 
 PAIRS = 2**22
 """Pairs of numbers made at once (64 MiB)."""
@@ -48,18 +48,22 @@ class DeviceNormal:
         self._next = 0
         self._ready = torch.empty(0, dtype=torch.float64)
 
-    def each(self, count: int, finish: Finish) -> None:
-        """Call ``finish`` with ``count`` numbers in all, a block at a time."""
+    def each(self, jobs: Sequence[Job]) -> None:
+        """Call each job's ``finish`` with all of its numbers, a block at a time."""
         self._begin()
-        if count <= READY:
-            if len(self._ready) < count:
+        for job in jobs:
+            self._one(job)
+
+    def _one(self, job: Job) -> None:
+        if job.count <= READY:
+            if len(self._ready) < job.count:
                 self._ready = self._block(READY)
-            finish(self._ready[:count], slice(0, count))
-            self._ready = self._ready[count:]
+            job.finish(self._ready[: job.count], slice(0, job.count))
+            self._ready = self._ready[job.count :]
             return
-        for start in range(0, count, 2 * PAIRS):
-            stop = min(start + 2 * PAIRS, count)
-            finish(self._block(stop - start), slice(start, stop))
+        for start in range(0, job.count, 2 * PAIRS):
+            stop = min(start + 2 * PAIRS, job.count)
+            job.finish(self._block(stop - start), slice(start, stop))
 
     def _begin(self) -> None:
         if self._process != os.getpid():  # a forked process takes a new key

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from tacit.mechanisms.noise import NoiseSource
+from tacit.mechanisms.secure import Job
 
 ROUNDING = 2.0**-12
 """By what part the noise is larger than what is accounted for: it pays for rounding, see `add_gaussian_noise`."""
@@ -21,9 +23,9 @@ def grid_of(std: float) -> float:
 
 
 def add_gaussian_noise(
-    total: Tensor, *, std: float, divisor: float, noise: NoiseSource, in_place: bool = False
-) -> Tensor:
-    """Return ``(total + N(0, std²)) / divisor`` (Dwork & Roth 2014, Appendix A), in the type of ``total``.
+    totals: Sequence[Tensor], *, std: float, divisor: float, noise: NoiseSource, in_place: bool = False
+) -> list[Tensor]:
+    """Return ``(total + N(0, std²)) / divisor`` (Dwork & Roth 2014, Appendix A) for each, in the type of ``total``.
 
     Sum and noise are added in float64 and rounded to multiples of a public grid before anything else. Which floating
     point numbers can come out, and how often their last bits do, then says nothing about ``total`` (Mironov 2012,
@@ -43,17 +45,32 @@ def add_gaussian_noise(
       than what the larger noise takes off an ε of 1 or more. Beyond 9.4 deviations lies a mass of 5e-21.
 
     Args:
-        total: a clipped sum, of any shape.
+        totals: clipped sums, of any shape: made together, so that all cores are busy.
         std: the accounted standard deviation: noise multiplier × sensitivity; 0 for none.
         divisor: a public constant: the expected batch size, or 1.
         noise: where the noise comes from.
-        in_place: write the result over ``total``, if it is contiguous.
+        in_place: write the results over ``totals``, where these are contiguous.
     """
     if std <= 0:
-        working = torch.promote_types(total.dtype, torch.float32)
-        return total.to(working, copy=True).div_(divisor).to(total.dtype)
-    over = in_place and total.is_contiguous()
-    out = total if over else torch.empty_like(total, memory_format=torch.contiguous_format)
+        return [_divided(total, divisor) for total in totals]
+    outs: list[Tensor] = []
+    jobs: dict[torch.device, list[Job]] = {}
+    for total in totals:
+        over = in_place and total.is_contiguous()
+        outs.append(total if over else torch.empty_like(total, memory_format=torch.contiguous_format))
+        jobs.setdefault(total.device, []).append(_job(total, outs[-1], std, divisor))
+    for device, several in jobs.items():
+        noise.each(several, device)
+    return outs
+
+
+def _divided(total: Tensor, divisor: float) -> Tensor:
+    working = torch.promote_types(total.dtype, torch.float32)
+    return total.to(working, copy=True).div_(divisor).to(total.dtype)
+
+
+def _job(total: Tensor, out: Tensor, std: float, divisor: float) -> Job:
+    """Noise for one sum, its rounding and its division."""
     sums, released, grid = total.reshape(-1), out.view(-1), grid_of(std)
     deviation = std * (1 + ROUNDING)
 
@@ -62,5 +79,4 @@ def add_gaussian_noise(
         numbers.mul_(deviation / grid).add_(sums[part], alpha=1 / grid).round_().mul_(grid / divisor)
         released[part].copy_(numbers)
 
-    noise.each(total.shape, total.device, finish)
-    return out
+    return Job(total.numel(), finish)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from tacit.entropy import system_generator
 from tacit.mechanisms.device import DeviceNormal, available
-from tacit.mechanisms.secure import Finish, SecureNormal
+from tacit.mechanisms.secure import Job, SecureNormal
 
 
 class NoiseSource:
@@ -44,21 +45,21 @@ class NoiseSource:
             return f"{cipher}, keyed from the operating system's entropy"
         return "torch.Generator seeded from the operating system's entropy (not cryptographic)"
 
-    def each(self, shape: torch.Size, device: torch.device, finish: Finish) -> None:
-        """Hand standard normal numbers in float64 to ``finish``, for the parts of a flattened tensor."""
-        count = shape.numel()
+    def each(self, jobs: Sequence[Job], device: torch.device) -> None:
+        """Hand standard normal numbers in float64 to each job, for the parts of its flattened tensor."""
         if self._given is None and device.type == "cpu":
-            self._secure.each(count, finish)
+            self._secure.each(jobs)
             return
         if self._given is None and available(device):
-            self._ciphers.setdefault(device, DeviceNormal(device)).each(count, finish)
+            self._ciphers.setdefault(device, DeviceNormal(device)).each(jobs)
             return
-        finish(self._drawn(count, device).double(), slice(0, count))
+        for job in jobs:
+            job.finish(self._drawn(job.count, device).double(), slice(0, job.count))
 
     def normal(self, shape: torch.Size, device: torch.device) -> Tensor:
         """Return independent standard normal numbers in float64."""
         out = torch.empty(shape.numel(), dtype=torch.float64, device=device)
-        self.each(shape, device, lambda numbers, part: _keep(out[part], numbers))
+        self.each([Job(shape.numel(), lambda numbers, part: _keep(out[part], numbers))], device)
         return out.view(shape)
 
     def _drawn(self, count: int, device: torch.device) -> Tensor:
