@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -6,9 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from tacit.errors import PrivacyError
-from tacit.rules import conv as rules
-from tacit.rules.conv import Geometry, unfold, weight_use
-from tacit.uses import Dense, Layout
+from tacit.rules.conv import weight_use
+from tacit.uses import TUNER, Dense, Geometry, Layout, Outer, Patches, unfold
 
 # torch warns once, from the reference loop.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel lengths:UserWarning")
@@ -40,13 +40,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(params=["unfolded", "grouped"])
-def strategy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Force each of the two strategies at these small sizes."""
-    if request.param == "grouped":
-        monkeypatch.setattr(rules, "GROUPED_POSITIONS", 0)
-        monkeypatch.setattr(rules, "SMALL_PATCH", 0)
-    return request.param
+@pytest.fixture(params=["unfolded", "grouped", "pixels"])
+def strategy(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Force each of the strategies where it is possible."""
+    with TUNER.forced(request.param):
+        yield request.param
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
@@ -85,18 +83,52 @@ def test_options_that_differ_by_dimension(exact: Any, strategy: str, options: di
 @pytest.mark.parametrize("size", [4, 18])
 @pytest.mark.parametrize("channels", [2, 9])
 def test_small_and_large_images_choose_for_themselves(exact_any: Any, size: int, channels: int) -> None:
-    """18² positions with patches of 81 numbers are grouped, all others unfolded."""
     exact_any(nn.Conv2d(channels, 3, 3, padding=1), torch.randn(3, channels, size, size))
 
 
-def test_both_strategies_are_reached() -> None:
+@pytest.mark.parametrize(("name", "kind"), [("grouped", Dense), ("unfolded", (Dense, Outer)), ("pixels", Patches)])
+@pytest.mark.parametrize("padding", [(0, 0), (1, 2)])
+def test_every_form_is_the_same_use(name: str, kind: Any, padding: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    geometry = Geometry((1, 1), padding, (1, 1), 1)
+    x = torch.randn(4, 5, 7, 6)
+    w = torch.randn(3, 5, 3, 2)
+    g = torch.randn(F.conv2d(x, w, padding=padding).shape)
+    with TUNER.forced(name):
+        use = weight_use(x, g, w, geometry, Layout(4, 0))
+    assert isinstance(use, kind)
+    a = unfold(x, (3, 2), geometry)
+    expected = torch.einsum("btp,btd->bpd", g.flatten(2).transpose(1, 2), a).view(4, *w.shape)
+    torch.testing.assert_close(use.dense(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(use.squared_norms(), expected.double().square().sum((1, 2, 3, 4)), rtol=1e-5, atol=0)
+    factors = torch.tensor([0.0, 0.5, 1.0, 2.0], dtype=torch.float64)
+    total = torch.tensordot(factors.float(), expected, 1)
+    for limit in (1e9, 1e-9):  # with the smaller one every sample is summed apart
+        torch.testing.assert_close(use.weighted_sum(factors, limit), total, rtol=1e-4, atol=1e-4)
+    dropped = torch.tensor([False, True, False, False])
+    assert float(use.without(dropped).squared_norms()[1]) == 0
+    torch.testing.assert_close(use.reshaped(torch.Size((15, 6))).dense(), expected.view(4, 15, 6), rtol=1e-4, atol=1e-4)
+
+
+def test_patches_that_cancel_are_squared_without_cancellation() -> None:
+    """The patches' terms are 1e8 times their sum."""
+    x = torch.ones(1, 1, 4, 4)
+    g = torch.ones(1, 1, 4, 4)
+    g[..., ::2] = -1
+    g *= 1e4
+    g[0, 0, 0, 0] += 1e-3
     geometry = Geometry((1, 1), (0, 0), (1, 1), 1)
-    x, g, w = torch.randn(2, 9, 18, 18), torch.randn(2, 3, 16, 16), torch.randn(3, 9, 3, 3)
-    grouped = weight_use(x, g, w, geometry, Layout(2, 0))
-    assert isinstance(grouped, Dense)
-    a = unfold(x, (3, 3), geometry)
-    expected = torch.einsum("btp,btd->bpd", g.flatten(2).transpose(1, 2), a).view(2, 3, 9, 3, 3)
-    torch.testing.assert_close(grouped.dense(), expected, rtol=1e-4, atol=1e-4)
+    use = Patches(x, g, torch.Size((1, 1, 1, 1)), geometry)
+    torch.testing.assert_close(use.squared_norms(), g.double().sum().square().reshape(1), rtol=1e-6, atol=0)
+
+
+def test_similar_batches_share_a_choice() -> None:
+    tried = len(TUNER.found)
+    layer = [torch.randn(5, 11, 3, 3), Geometry((1, 1), (1, 1), (1, 1), 1)]
+    for batch in (33, 40, 63):
+        x, g = torch.randn(batch, 11, 5, 5), torch.randn(batch, 5, 5, 5)
+        weight_use(x, g, *layer, Layout(batch, 0))
+    assert len(TUNER.found) == tried + 1
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])

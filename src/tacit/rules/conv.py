@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -14,25 +15,12 @@ from torch import Tensor
 from tacit.rules.contact import SENTINEL, Contact, Slot, detached, refuse_double_backward
 from tacit.rules.linear import outer_use
 from tacit.rules.registry import rule_for
-from tacit.uses import Dense, Layout, Use
+from tacit.uses import TUNER, Dense, Geometry, Layout, Patches, Use, gradients, row_gradients, unfold
 
-GROUPED_POSITIONS = 256
-"""From this many output positions on, one grouped convolution beats unfolding, unless the patch is small."""
-
-SMALL_PATCH = 64
-"""Patches of at most this many numbers are unfolded at any size."""
+MOST_POSITIONS = 144
+"""Gram matrices of this many output positions at most are tried: their size grows with its square."""
 
 FUNCTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-
-
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """The constants of one convolution, one number per spatial dimension."""
-
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
 
 
 class ConvFunction(torch.autograd.Function):
@@ -67,59 +55,49 @@ class ConvFunction(torch.autograd.Function):
             bias_slot.record(Dense(layout.rows_of(g.flatten(2).sum(2)).sum(1)))
         gradient = None
         if ctx.needs_input_grad[1]:
-            gradient = _backward(g, x, weight, geometry, geometry.groups, [True, False, False])[0].to(dtype)
+            gradient = gradients(g, x, weight, geometry, geometry.groups, [True, False, False])[0].to(dtype)
         return None, gradient, None, None, None, None, None, None
 
 
-def _backward(g: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, groups: int, wanted: list[bool]) -> Any:
-    zeros = [0] * len(geometry.stride)
-    return torch.ops.aten.convolution_backward(
-        g, x, weight, None, geometry.stride, geometry.padding, geometry.dilation, False, zeros, groups, wanted
-    )
-
-
 def weight_use(x: Tensor, g: Tensor, weight: Tensor, geometry: Geometry, layout: Layout) -> Use:
-    """Return the use of a convolution's weight, by whichever of two equal ways is cheaper at this size."""
-    positions, patch = prod(g.shape[2:]), prod(weight.shape[1:])
-    if geometry.groups == 1 and (positions < GROUPED_POSITIONS or patch <= SMALL_PATCH):
-        a = unfold(x, weight.shape[2:], geometry)
-        rows = g.flatten(2).transpose(1, 2)
-        return outer_use(_positions(layout, a), _positions(layout, rows), weight.shape)
-    per_row = _per_row_gradients(x, g, weight, geometry)
-    return Dense(layout.split(per_row).reshape(layout.samples, -1, *weight.shape).sum(1))
+    """Return the use of a convolution's weight, in the form that was found quickest for these shapes."""
+    forms = _forms(x, g, weight.shape, geometry, layout)
+    # Batches differ in size from step to step: those of similar size share a choice.
+    sizes = x.shape[0].bit_length(), x.shape[1:], weight.shape, layout.samples == x.shape[0]
+    key = ("convolution", sizes, geometry, x.dtype, x.device, torch.get_num_threads())
+    chosen = TUNER.choose(key, {name: partial(_clip_with, form) for name, form in forms.items()})
+    return forms[chosen]()
+
+
+def _forms(x: Tensor, g: Tensor, shape: torch.Size, geometry: Geometry, layout: Layout) -> dict[str, Callable[[], Use]]:
+    """All forms that a use may take: whole gradients of single samples; patches, copied; input and output gradient."""
+
+    def grouped() -> Use:
+        rows = row_gradients(x, g, shape, geometry)
+        return Dense(layout.split(rows).reshape(layout.samples, -1, *shape).sum(1))
+
+    def unfolded() -> Use:
+        patches, rows = unfold(x, shape[2:], geometry), g.flatten(2).transpose(1, 2)
+        return outer_use(_positions(layout, patches), _positions(layout, rows), shape)
+
+    found: dict[str, Callable[[], Use]] = {"grouped": grouped}
+    if geometry.groups == 1:
+        found["unfolded"] = unfolded
+    if geometry.plain and len(shape) == 4 and layout.samples == x.shape[0] and prod(g.shape[2:]) <= MOST_POSITIONS:
+        found["pixels"] = lambda: Patches(x, g, shape, geometry)
+    return found
+
+
+def _clip_with(form: Callable[[], Use]) -> None:
+    """All that a clip does with a use, on numbers that do not matter."""
+    use = form()
+    use.squared_norms()
+    use.weighted_sum(torch.ones(use.samples, dtype=torch.float64), math.inf)
 
 
 def _positions(layout: Layout, rows: Tensor) -> Tensor:
     """(N, positions, features) → (B, T, features)."""
     return layout.split(rows).reshape(layout.samples, -1, rows.shape[-1])
-
-
-def _per_row_gradients(x: Tensor, g: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """Weight gradient of each row, (N, *weight.shape): rows folded into channel groups of one convolution."""
-    size = x.shape[0]
-    folded_x = x.reshape(1, -1, *x.shape[2:])
-    folded_g = g.reshape(1, -1, *g.shape[2:])
-    # Only the shape of the weight is read when its own gradient is asked for.
-    shape_only = weight.new_empty(size * weight.shape[0], *weight.shape[1:])
-    gradients = _backward(folded_g, folded_x, shape_only, geometry, size * geometry.groups, [False, True, False])[1]
-    return gradients.view(size, *weight.shape)  # type: ignore[no-any-return]
-
-
-def unfold(x: Tensor, kernel: Sequence[int], geometry: Geometry) -> Tensor:
-    """Copy the patches under the kernel: (N, C, *) → (N, output positions, C · kernel size)."""
-    padding = [width for side in reversed(geometry.padding) for width in (side, side)]
-    x = F.pad(x, padding).contiguous() if any(padding) else x.contiguous()
-    spatial = range(len(kernel))
-    outputs = [(x.shape[2 + i] - geometry.dilation[i] * (kernel[i] - 1) - 1) // geometry.stride[i] + 1 for i in spatial]
-    steps = x.stride()
-    size = (x.shape[0], *outputs, x.shape[1], *kernel)
-    strides = (
-        steps[0],
-        *(steps[2 + i] * geometry.stride[i] for i in spatial),
-        steps[1],
-        *(steps[2 + i] * geometry.dilation[i] for i in spatial),
-    )
-    return x.as_strided(size, strides).reshape(x.shape[0], prod(outputs), -1)
 
 
 def spread(value: int | Sequence[int], dims: int) -> tuple[int, ...]:

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tacit.rules.contact import SENTINEL, Contact, Slot, detached, refuse_double_backward
-from tacit.rules.conv import FUNCTIONS, Geometry, spread, weight_use
+from tacit.rules.conv import FUNCTIONS, spread, weight_use
 from tacit.rules.registry import rule_for
-from tacit.uses import Dense, Layout
+from tacit.uses import Dense, Geometry, Layout
 
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 

@@ -7,7 +7,28 @@ from tacit.uses.gather import Gather
 from tacit.uses.join import join
 from tacit.uses.layout import Layout
 from tacit.uses.outer import Gram, Outer
+from tacit.uses.patches import Geometry, Patches, gradients, row_gradients, unfold
 from tacit.uses.routed import Routed
+from tacit.uses.tuning import TUNER, Tuner
 from tacit.uses.units import Units
 
-__all__ = ["DEFAULT_COSTS", "CostModel", "Dense", "Gather", "Gram", "Layout", "Outer", "Routed", "Units", "Use", "join"]
+__all__ = [
+    "DEFAULT_COSTS",
+    "TUNER",
+    "CostModel",
+    "Dense",
+    "Gather",
+    "Geometry",
+    "Gram",
+    "Layout",
+    "Outer",
+    "Patches",
+    "Routed",
+    "Tuner",
+    "Units",
+    "Use",
+    "gradients",
+    "join",
+    "row_gradients",
+    "unfold",
+]

@@ -1,0 +1,148 @@
+"""The use of a convolution's weight, that holds its input and output gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tacit.uses.base import Use, zero_samples
+from tacit.uses.dense import Dense
+from tacit.uses.numerics import cancelled, excessive, out_of_range, sample_squares, wide
+from tacit.uses.units import Units
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """The constants of one convolution, one number per spatial dimension."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    @property
+    def plain(self) -> bool:
+        """Every pixel begins a patch, and patches are contiguous."""
+        return self.groups == 1 and {*self.stride, *self.dilation} == {1}
+
+
+class Patches(Use):
+    """Input ``x`` (B, C, H, W) and output gradient ``g`` (B, p, H', W') of a plain 2-d convolution.
+
+    ``G[b]`` is the sum over positions t of g_t times the patch at t. Norms come from Gram matrices,
+    ``‖G‖² = Σ_ts (g_t·g_s)(patch_t·patch_s)``, and those of the patches from the one of the pixels, shifted:
+    ``patch_t·patch_s = Σ_o pixel_(t+o)·pixel_(s+o)``. So no patch is copied. The clipped sum is the convolution's own
+    weight gradient, with g scaled by sample.
+    """
+
+    def __init__(self, x: Tensor, g: Tensor, shape: torch.Size, geometry: Geometry) -> None:
+        self.x = x
+        self.g = g
+        self.samples = x.shape[0]
+        self.shape = shape
+        self.geometry = geometry
+
+    def squared_norms(self) -> Tensor:
+        x, rows = wide(self.x), wide(self.g).flatten(2)
+        patches = self._patch_grams(x)
+        grams = torch.bmm(rows.transpose(1, 2), rows)
+        a_squares, g_squares = (torch.diagonal(each, dim1=1, dim2=2).double() for each in (patches, grams))
+        lengths = (a_squares * g_squares).clamp(min=0).sqrt().sum(1)
+        squares = patches.mul_(grams).sum((1, 2), dtype=torch.float64)
+        doubtful = cancelled(squares, lengths.square(), x.dtype)
+        if x.dtype == torch.float32:
+            doubtful |= out_of_range(a_squares.sum(1)) | out_of_range(g_squares.sum(1)) | out_of_range(squares)
+        if bool(doubtful.any()):
+            squares[doubtful] = sample_squares(self._part(doubtful).dense())
+        return squares
+
+    def _patch_grams(self, x: Tensor) -> Tensor:
+        """(B, T, T)."""
+        height, width = self.g.shape[2:]
+        pixels = x.flatten(2)
+        spaces = x.shape[2:]
+        grams = torch.bmm(pixels.transpose(1, 2), pixels).view(-1, *spaces, *spaces)
+        down, right = self.geometry.padding
+        grams = F.pad(grams, (right, right, down, down) * 2) if down or right else grams
+        total = grams.new_zeros((x.shape[0], height, width, height, width))
+        for i in range(self.shape[2]):
+            for j in range(self.shape[3]):
+                total += grams[:, i : i + height, j : j + width, i : i + height, j : j + width]
+        return total.view(-1, height * width, height * width)
+
+    def _part(self, chosen: Tensor) -> Patches:
+        return Patches(self.x[chosen].double(), self.g[chosen].double(), self.shape, self.geometry)
+
+    def weighted_sum(self, factors: Tensor, limit: float) -> Tensor:
+        # Each pixel is in at most as many patches as the kernel has places.
+        lengths = (sample_squares(self.x) * prod(self.shape[2:]) * sample_squares(self.g)).sqrt()
+        apart = excessive(lengths, factors, limit)
+        if not bool(apart.any()):
+            return self._sum(factors)
+        rest = torch.tensordot(factors[apart].double(), self._part(apart).dense(), 1)
+        return self._sum(factors.masked_fill(apart, 0)).add_(rest)
+
+    def _sum(self, factors: Tensor) -> Tensor:
+        x, g = wide(self.x), wide(self.g)
+        scaled = g * factors.to(g.dtype)[:, None, None, None]
+        found: Tensor = gradients(scaled, x, x.new_empty(self.shape), self.geometry, 1, [False, True, False])[1]
+        return found
+
+    def dense(self) -> Tensor:
+        return row_gradients(wide(self.x), wide(self.g), self.shape, self.geometry)
+
+    def without(self, dropped: Tensor) -> Use:
+        return Patches(zero_samples(self.x, dropped), zero_samples(self.g, dropped), self.shape, self.geometry)
+
+    def transposed(self) -> Use:
+        return Dense(self.dense()).transposed()
+
+    def grouped(self, units: Units) -> Use:
+        return Dense(self.dense()).grouped(units)
+
+    def reshaped(self, shape: torch.Size) -> Use:
+        return Dense(self.dense()).reshaped(shape)
+
+    def placed(self, first: int, rows: int) -> Use:
+        return Dense(self.dense()).placed(first, rows)
+
+
+def gradients(g: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, groups: int, wanted: list[bool]) -> Any:
+    """Gradients of a convolution; of ``weight`` only the shape is read when its own is asked for."""
+    zeros = [0] * len(geometry.stride)
+    return torch.ops.aten.convolution_backward(
+        g, x, weight, None, geometry.stride, geometry.padding, geometry.dilation, False, zeros, groups, wanted
+    )
+
+
+def row_gradients(x: Tensor, g: Tensor, shape: Sequence[int], geometry: Geometry) -> Tensor:
+    """Weight gradient of each row, (N, *shape): rows folded into channel groups of one convolution."""
+    size = x.shape[0]
+    folded_x = x.reshape(1, -1, *x.shape[2:])
+    folded_g = g.reshape(1, -1, *g.shape[2:])
+    like = x.new_empty(size * shape[0], *shape[1:])
+    found = gradients(folded_g, folded_x, like, geometry, size * geometry.groups, [False, True, False])[1]
+    return found.view(size, *shape)  # type: ignore[no-any-return]
+
+
+def unfold(x: Tensor, kernel: Sequence[int], geometry: Geometry) -> Tensor:
+    """Copy the patches under the kernel: (N, C, *) → (N, output positions, C · kernel size)."""
+    padding = [width for side in reversed(geometry.padding) for width in (side, side)]
+    x = F.pad(x, padding).contiguous() if any(padding) else x.contiguous()
+    spatial = range(len(kernel))
+    outputs = [(x.shape[2 + i] - geometry.dilation[i] * (kernel[i] - 1) - 1) // geometry.stride[i] + 1 for i in spatial]
+    steps = x.stride()
+    size = (x.shape[0], *outputs, x.shape[1], *kernel)
+    strides = (
+        steps[0],
+        *(steps[2 + i] * geometry.stride[i] for i in spatial),
+        steps[1],
+        *(steps[2 + i] * geometry.dilation[i] for i in spatial),
+    )
+    return x.as_strided(size, strides).reshape(x.shape[0], prod(outputs), -1)
