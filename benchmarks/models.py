@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -122,7 +123,9 @@ class LanguageModel(nn.Module):
             from peft import LoraConfig, get_peft_model
 
             lora = LoraConfig(r=rank, target_modules=["c_attn"], fan_in_fan_out=True)
-            self.model = get_peft_model(self.model, lora)
+            with warnings.catch_warnings():  # peft asks transformers for what will have another name
+                warnings.simplefilter("ignore")
+                self.model = get_peft_model(self.model, lora)
 
     def forward(self, ids: Tensor) -> Tensor:
         logits: Tensor = self.model(input_ids=ids).logits

@@ -26,7 +26,7 @@ from tacit.plan import PrivacyPlan
 from tacit.sampling import DrawLog, Handout, private_loader
 from tacit.stats import ClipStats
 from tacit.step import Clipper, Factors, Releaser
-from tacit.uses import Use
+from tacit.uses import WORKSPACE, Use
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -270,6 +270,7 @@ class Attachment:
 
     def detach(self) -> None:
         self.loader.on_batch = None
+        WORKSPACE.clear()
         self.optimizer.discard_pending()  # a clipped sum without noise must not be left for a plain step
         self.session.detach()
         self.optimizer.detach()

@@ -98,7 +98,9 @@ class _Norms:
             self._close(name)
 
     def _close(self, name: str) -> None:
-        self._squares[name] = join(self._waiting.pop(name)).squared_norms()
+        use = join(self._waiting.pop(name))
+        self._squares[name] = use.squared_norms()
+        use.release()
 
     def finish(self) -> dict[str, Tensor]:
         for name in list(self._waiting):
@@ -120,6 +122,7 @@ class _Sums:
         if self._dropped is not None:
             use = use.without(self._dropped)
         total = use.weighted_sum(self._factors.by_name[name], self._factors.sensitivity)
+        use.release()
         known = self._totals.get(name)
         self._totals[name] = total if known is None else known.add_(total)
 

@@ -26,7 +26,7 @@ from tacit.errors import PrivacyError
 from tacit.mechanisms import NoiseSource, add_gaussian_noise
 from tacit.plan import PrivacyPlan
 from tacit.sampling import DrawLog
-from tacit.uses import Dense, Use, join
+from tacit.uses import Dense, Together, Use, join, small
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +86,24 @@ def clipping_factors(
 class ClippedUses:
     """Clipped sums, formed one parameter at a time as the gates ask for them."""
 
-    def __init__(self, uses: dict[str, Use], factors: Factors) -> None:
+    def __init__(self, uses: dict[str, Use], factors: Factors, together: Together | None) -> None:
         self._uses = uses
         self._factors = factors
+        self._together = together
+        self._sums: dict[str, Tensor] = {}
 
     def sum(self, name: str) -> Tensor | None:
         use = self._uses.pop(name, None)
-        return None if use is None else use.weighted_sum(self._factors.by_name[name], self._factors.sensitivity)
+        if use is None:
+            return None
+        factors = self._factors.by_name[name]
+        if self._together is not None and name in self._together.names:
+            if not self._sums:  # all have the same factors
+                self._sums = self._together.weighted_sums(factors)
+            return self._sums.pop(name)
+        total = use.weighted_sum(factors, self._factors.sensitivity)
+        use.release()
+        return total
 
 
 class Observer(Protocol):
@@ -131,11 +142,15 @@ class Clipper:
         if self._keep_dense:  # they are for the user's eyes: of the size of single samples' gradients
             uses = {name: Dense(_scaled(use, scale)) for name, use in uses.items()}
             scale = 1.0
-        factors = self.factors(run, {name: use.squared_norms() for name, use in uses.items()}, scale)
+        together = small(uses)
+        squares = {} if together is None else together.squared_norms()
+        squares |= {name: use.squared_norms() for name, use in uses.items() if name not in squares}
+        factors = self.factors(run, squares, scale)
         if not bool(factors.finite.all()):
             uses = {name: use.without(~factors.finite) for name, use in uses.items()}
+            together = None
         self.observe(run, factors, uses)
-        return ClippedUses(uses, factors)
+        return ClippedUses(uses, factors, together if self._plan().policy.uniform else None)
 
     def observe(self, run: Pass, factors: Factors, uses: Mapping[str, Use]) -> None:
         self._observer.clipped(run, factors, uses)

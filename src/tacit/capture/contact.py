@@ -49,6 +49,13 @@ class LeafSlot(Slot):
         if frame.recomputed_in is None:
             frame.run.promise(name)
 
+    @property
+    def table(self) -> bool:
+        return self._name in self._run.tables
+
+    def looked_up(self) -> None:
+        self._run.tables.add(self._name)
+
     def record(self, use: Use) -> None:
         self._run.add(self._name, use, self._recomputed_in)
 

@@ -76,6 +76,7 @@ class Pass:
         padding: how many rows at the end are blank: they contribute nothing.
         inputs: the batch inputs of its outermost forwards, the first of each.
         contacts: how many uses of each parameter the forwards promised.
+        tables: parameters of which rows were looked up.
         crossings: for each call of a checkpointed module, which outputs may be made of parameters alone.
         plain_only: two passes cannot be run over it (an input wants a gradient, or reentrant checkpointing).
         finished: the clipping has run.
@@ -99,6 +100,7 @@ class Pass:
         self.dummy = dummy
         self.synthetic = synthetic
         self.contacts: dict[str, int] = {}
+        self.tables: set[str] = set()
         self.crossings: Crossings = {}
         self.finished = False
         self.plain_only = False

@@ -19,6 +19,11 @@ class ClippingPolicy(ABC):
     def sensitivity(self) -> float:
         """The most that adding or removing one sample changes the clipped sum, in l2 norm."""
 
+    @property
+    def uniform(self) -> bool:
+        """Whether a sample's factor is the same for all parameters."""
+        return False
+
     @abstractmethod
     def factors(self, norms: Tensor) -> Tensor:
         """Return the factor of each parameter and sample.

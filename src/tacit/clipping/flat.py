@@ -24,6 +24,10 @@ class FlatClipping(ClippingPolicy):
     def sensitivity(self) -> float:
         return self.max_grad_norm
 
+    @property
+    def uniform(self) -> bool:
+        return True
+
     def factors(self, norms: Tensor) -> Tensor:
         total = torch.linalg.vector_norm(norms, dim=0)
         factor = torch.where(total > self.max_grad_norm, self.max_grad_norm / total, torch.ones_like(total))

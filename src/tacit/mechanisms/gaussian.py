@@ -16,6 +16,9 @@ ROUNDING = 2.0**-12
 
 _GRID_BITS = 12
 
+SMALL = 2**12
+"""Tensors of at most so many numbers are made noisy together: they cost more in calls than in arithmetic."""
+
 
 def grid_of(std: float) -> float:
     """The public grid that releases are rounded to: ``2^(⌊log₂ std⌋ − 12)``."""
@@ -55,12 +58,23 @@ def add_gaussian_noise(
         return [_divided(total, divisor) for total in totals]
     outs: list[Tensor] = []
     jobs: dict[torch.device, list[Job]] = {}
-    for total in totals:
+    few: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for place, total in enumerate(totals):
         over = in_place and total.is_contiguous()
         outs.append(total if over else torch.empty_like(total, memory_format=torch.contiguous_format))
-        jobs.setdefault(total.device, []).append(_job(total, outs[-1], std, divisor))
+        if total.numel() <= SMALL:
+            few.setdefault((total.device, total.dtype), []).append(place)
+        else:
+            jobs.setdefault(total.device, []).append(_job(total, outs[-1], std, divisor))
+    joined = {key: torch.cat([totals[place].reshape(-1) for place in places]) for key, places in few.items()}
+    for (device, _), whole in joined.items():
+        jobs.setdefault(device, []).append(_job(whole, whole, std, divisor))
     for device, several in jobs.items():
         noise.each(several, device)
+    for key, places in few.items():
+        parts = joined[key].split([totals[place].numel() for place in places])
+        for place, part in zip(places, parts, strict=True):
+            outs[place].view(-1).copy_(part)
     return outs
 
 

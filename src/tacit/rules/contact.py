@@ -21,6 +21,14 @@ values either way.)"""
 class Slot(ABC):
     """Takes the uses of one parameter. Rules record here, in their backward, and know nothing else of it."""
 
+    @property
+    def table(self) -> bool:
+        """Whether rows of the parameter were looked up in this pass: another use is joined with those."""
+        return False
+
+    def looked_up(self) -> None:  # noqa: B027  only the parameter itself can be a table
+        """Rows of the parameter are looked up in this forward."""
+
     @abstractmethod
     def record(self, use: Use) -> None:
         """Hand over the per-sample gradients of one call; samples with respect to the summed loss."""

@@ -77,6 +77,7 @@ def embedding(
     slot = contact.slot(weight)
     if slot is None or contact.layout(weight) is not None:
         contact.refuse("the table itself comes from the batch")
+    slot.looked_up()
     layout = contact.batch_layout(input)
     if padding_idx is not None and padding_idx < 0:
         padding_idx += weight.shape[0]

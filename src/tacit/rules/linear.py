@@ -41,7 +41,13 @@ class LinearFunction(torch.autograd.Function):
         _, x, weight = ctx.saved_tensors
         flipped, layout, weight_slot, bias_slot, dtype = ctx.settings
         if weight_slot is not None:
-            weight_slot.record(outer_use(layout.rows_of(x), layout.rows_of(g), weight.shape, flipped=flipped))
+            rows = layout.rows_of(x), layout.rows_of(g)
+            # A tied head is joined with its table, which needs its two factors.
+            tied = weight_slot.table
+            use = (
+                Outer(*rows, weight.shape, flipped=flipped) if tied else outer_use(*rows, weight.shape, flipped=flipped)
+            )
+            weight_slot.record(use)
         if bias_slot is not None:
             bias_slot.record(Dense(layout.rows_of(g).sum(1)))
         gradient = None
@@ -60,7 +66,7 @@ def outer_use(
     use = Outer(a, g, shape, flipped=flipped, gram=gram)
     sizes = use.samples, a.shape[1], a.shape[2], g.shape[2]
     if a.shape[1] > 1 and DEFAULT_COSTS.stores_outer(*sizes, a.element_size(), sharing=sharing):
-        return Dense(use.dense())
+        return use.stored()
     return use
 
 

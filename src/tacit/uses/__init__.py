@@ -9,12 +9,15 @@ from tacit.uses.layout import Layout
 from tacit.uses.outer import Gram, Outer
 from tacit.uses.patches import Geometry, Patches, gradients, row_gradients, unfold
 from tacit.uses.routed import Routed
+from tacit.uses.together import Together, small
 from tacit.uses.tuning import TUNER, Tuner
 from tacit.uses.units import Units
+from tacit.uses.workspace import WORKSPACE
 
 __all__ = [
     "DEFAULT_COSTS",
     "TUNER",
+    "WORKSPACE",
     "CostModel",
     "Dense",
     "Gather",
@@ -24,11 +27,13 @@ __all__ = [
     "Outer",
     "Patches",
     "Routed",
+    "Together",
     "Tuner",
     "Units",
     "Use",
     "gradients",
     "join",
     "row_gradients",
+    "small",
     "unfold",
 ]

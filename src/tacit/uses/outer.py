@@ -10,6 +10,7 @@ from tacit.uses.base import Use, zero_samples
 from tacit.uses.dense import Dense
 from tacit.uses.numerics import cancelled, excessive, out_of_range, sample_squares, wide
 from tacit.uses.units import Units
+from tacit.uses.workspace import WORKSPACE
 
 
 class Gram:
@@ -85,6 +86,14 @@ class Outer(Use):
         a, g = wide(self.a), wide(self.g)
         pair = (g, a) if self.flipped else (a, g)
         return _products(*pair).view(self.samples, *self.shape)
+
+    def stored(self) -> Dense:
+        """The same use, with ``G`` formed, in memory that is used again."""
+        a, g = wide(self.a), wide(self.g)
+        left, right = (a, g) if self.flipped else (g, a)
+        lent = WORKSPACE.take((self.samples, left.shape[2], right.shape[2]), a)
+        torch.bmm(left.transpose(1, 2), right, out=lent)
+        return Dense(lent.view(self.samples, *self.shape), lent)
 
     def without(self, dropped: Tensor) -> Use:
         a, g = zero_samples(self.a, dropped), zero_samples(self.g, dropped)

@@ -1,0 +1,48 @@
+import torch
+
+from tacit.uses import Dense, Outer, Use, small
+
+B = 5
+
+
+def uses() -> dict[str, Use]:
+    torch.manual_seed(0)
+    return {
+        "bias": Dense(torch.randn(B, 7)),
+        "scale": Dense(torch.randn(B, 3, 2)),
+        "half": Dense(torch.randn(B, 4).bfloat16()),
+        "number": Dense(torch.randn(B)),
+        "large": Dense(torch.randn(B, 70, 70)),
+        "double": Dense(torch.randn(B, 3, dtype=torch.float64)),
+        "matrix": Outer(torch.randn(B, 2, 3), torch.randn(B, 2, 4), torch.Size((4, 3))),
+    }
+
+
+def test_the_same_numbers_as_each_by_itself():
+    all_uses = uses()
+    together = small(all_uses)
+    assert together is not None
+    assert together.names == ("bias", "scale", "half", "number")
+    squares = together.squared_norms()
+    factors = torch.rand(B, dtype=torch.float64)
+    sums = together.weighted_sums(factors)
+    for name in together.names:
+        assert squares[name].dtype == torch.float64
+        torch.testing.assert_close(squares[name], all_uses[name].squared_norms(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(sums[name], all_uses[name].weighted_sum(factors, 1.0))
+    storages = {value.untyped_storage().data_ptr() for value in sums.values()}
+    assert len(storages) == len(sums)
+
+
+def test_numbers_that_float32_cannot_square():
+    gradients = torch.tensor([[1e25, 0.0], [1e-30, 1e-30], [float("inf"), 0.0], [float("nan"), 0.0]])
+    together = small({"one": Dense(gradients), "other": Dense(torch.zeros(4, 1))})
+    assert together is not None
+    squares = together.squared_norms()["one"]
+    torch.testing.assert_close(squares[:2], torch.tensor([1e50, 2e-60], dtype=torch.float64), rtol=1e-6, atol=0)
+    assert not bool(torch.isfinite(squares[2:]).any())
+
+
+def test_fewer_than_two_are_left_alone():
+    assert small({"bias": Dense(torch.randn(B, 7))}) is None
+    assert small({}) is None

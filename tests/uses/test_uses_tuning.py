@@ -1,0 +1,52 @@
+import pytest
+
+from tacit.uses import Tuner
+
+
+def test_the_quickest_is_kept_for_its_key(monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr("tacit.uses.tuning.time.perf_counter", lambda: next(clock))
+    calls = []
+
+    def attempt(name, ticks):
+        def run():
+            calls.append(name)
+            for _ in range(ticks):
+                next(clock)
+
+        return run
+
+    tuner = Tuner()
+    attempts = {"slow": attempt("slow", 5), "quick": attempt("quick", 1)}
+    assert tuner.choose("a", attempts) == "quick"
+    tried = len(calls)
+    assert tuner.choose("a", attempts) == "quick"
+    assert len(calls) == tried
+    assert tuner.found["a"] == {"slow": 6000.0, "quick": 2000.0}
+    assert tuner.choose("b", attempts) == "quick"
+    assert len(calls) == 2 * tried
+
+
+def test_one_way_only_is_not_tried():
+    def fail():
+        raise AssertionError
+
+    assert Tuner().choose("a", {"only": fail}) == "only"
+
+
+def test_forced_where_it_is_possible():
+    tuner = Tuner()
+    attempts = {"one": lambda: None, "other": lambda: None}
+    with tuner.forced("other"):
+        assert tuner.choose("a", attempts) == "other"
+        assert tuner.choose("a", {"one": lambda: None}) == "one"
+    assert tuner.found == {}
+    with pytest.raises(KeyError), tuner.forced("one"):
+        raise KeyError
+    assert tuner._forced is None
+
+
+def test_what_was_not_possible_before_is_not_chosen():
+    tuner = Tuner()
+    tuner.found["a"] = {"gone": 0.1, "here": 0.5}
+    assert tuner.choose("a", {"here": lambda: None, "new": lambda: None}) == "here"
