@@ -15,7 +15,7 @@ from torch import Tensor
 from tacit.capture.passes import within_task
 from tacit.errors import PrivacyError, TacitError, UnseenError
 from tacit.rules import Slot
-from tacit.uses import Dense, Outer, Routed, Use
+from tacit.uses import Dense, Gather, Layout, Outer, Routed, Use
 
 _DERIVED = "_tacit_derived"
 _MADE = "_tacit_made"
@@ -152,12 +152,35 @@ class DerivedSlot(Slot):
         self._value = value
         self._leaves = leaves
 
+    def record_rows(self, g: Tensor, dim: int, layout: Layout) -> None:
+        """Rows that were looked up by constant numbers, such as positions, are uses of the table itself."""
+        ids = looked_up(self._value)
+        if ids is None or dim != 0 or len(self._leaves) != 1 or layout.rows != len(ids):
+            super().record_rows(g, dim, layout)
+            return
+        ((table, slot),) = self._leaves
+        rows = layout.rows_of(g.reshape(len(ids), -1, g.shape[-1]))
+        slot.record(Gather(layout.rows_of(ids.reshape(len(ids), -1, 1)).squeeze(2), rows, table.shape[0]))
+
     def record(self, use: Use) -> None:
         dense = use.dense().to(self._value.dtype)
         per_leaf = pull_back(self._value, [leaf for leaf, _ in self._leaves], dense)
         for (_, slot), gradient in zip(self._leaves, per_leaf, strict=True):
             if gradient is not None:
                 slot.record(Dense(gradient))
+
+
+def looked_up(value: Tensor) -> Tensor | None:
+    """The numbers (N, …) by which rows of a leaf were looked up, if ``value`` is just that."""
+    node: Any = value.grad_fn
+    if node is None or node.name() != "EmbeddingBackward0" or node._saved_scale_grad_by_freq:
+        return None
+    padded = node._saved_padding_idx < 2**63  # without padding it is -1, read as if it had no sign
+    source = node.next_functions[0][0]
+    if padded or source is None or not source.name().endswith("AccumulateGrad"):
+        return None
+    ids: Tensor = node._saved_indices
+    return ids
 
 
 def pull_back(value: Tensor, leaves: Sequence[Tensor], dense: Tensor) -> list[Tensor | None]:

@@ -50,11 +50,7 @@ class PerRow(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[None, ...]:
         refuse_double_backward()
         dim, layout, slot = ctx.settings
-        rows = torch.arange(layout.rows, device=g.device)
-        owner = layout.owners(g.device)
-        dense = g.new_zeros((layout.samples, *g.shape))
-        dense.movedim(dim + 1, 1)[owner, rows] = g.movedim(dim, 0)
-        slot.record(Dense(dense))
+        slot.record_rows(g, dim, layout)
         return None, None, None, None, None
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tacit.errors import MixingError, NoRuleError
-from tacit.uses import Layout, Use
+from tacit.uses import Dense, Layout, Use
 
 SENTINEL = torch.zeros(3, 1, 2, 1, 1)
 """Every rule saves this first. Activation checkpointing compares what is saved when it recomputes; a recomputation in
@@ -28,6 +28,13 @@ class Slot(ABC):
 
     def looked_up(self) -> None:  # noqa: B027  only the parameter itself can be a table
         """Rows of the parameter are looked up in this forward."""
+
+    def record_rows(self, g: Tensor, dim: int, layout: Layout) -> None:
+        """Hand over the gradient ``g`` of a value that has a row for each row of the batch, in dimension ``dim``."""
+        rows = torch.arange(layout.rows, device=g.device)
+        dense = g.new_zeros((layout.samples, *g.shape))
+        dense.movedim(dim + 1, 1)[layout.owners(g.device), rows] = g.movedim(dim, 0)
+        self.record(Dense(dense))
 
     @abstractmethod
     def record(self, use: Use) -> None:
