@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,11 +87,22 @@ def _divided(total: Tensor, divisor: float) -> Tensor:
 def _job(total: Tensor, out: Tensor, std: float, divisor: float) -> Job:
     """Noise for one sum, its rounding and its division."""
     sums, released, grid = total.reshape(-1), out.view(-1), grid_of(std)
-    deviation = std * (1 + ROUNDING)
+    # In units of the grid, a power of two.
+    scale, unscale = std * (1 + ROUNDING) / grid, grid / divisor
 
     def finish(numbers: Tensor, part: slice) -> None:
-        # in units of the grid, a power of two
-        numbers.mul_(deviation / grid).add_(sums[part], alpha=1 / grid).round_().mul_(grid / divisor)
+        numbers.mul_(scale).add_(sums[part], alpha=1 / grid).round_().mul_(unscale)
         released[part].copy_(numbers)
 
-    return Job(total.numel(), finish)
+    if total.device.type != "cpu" or total.dtype not in (torch.float32, torch.float64):
+        return Job(total.numel(), finish)
+    plain_sums, plain_released = sums.numpy(), released.numpy()
+
+    def finish_here(numbers: Tensor, part: slice) -> None:  # the same in NumPy, which makes fewer copies
+        x = numbers.numpy()
+        np.multiply(x, scale, out=x)
+        np.add(x, np.multiply(plain_sums[part], 1 / grid, dtype=np.float64), out=x)
+        np.rint(x, out=x)
+        np.multiply(x, unscale, out=plain_released[part], casting="same_kind")
+
+    return Job(total.numel(), finish_here)
