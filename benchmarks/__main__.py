@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import records, table
+from benchmarks import memory, records, table
 from benchmarks.cases import BY_NAME, CASES, Case
 from benchmarks.contestants import MODES, NOISE_MULTIPLIER, Make, contestants, quiet
 from benchmarks.measure import MINIMUM_ROUNDS, Measurement, measure
@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="tacit's modes to time (default: all)")
     run.add_argument("--rounds", type=_rounds, help=f"rounds that count (default {ROUNDS})")
     run.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds: a look, not a result")
+    run.add_argument("--memory", action="store_true", help="peak memory as well, each contestant in its own process")
     run.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where the JSON lines go")
     return top
 
@@ -58,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(", ".join(f"{name} {value}" for name, value in surroundings.items()))
     print(f"Median of {rounds} rounds; × plain: median of the ratios within a round.\n")
     print(table.markdown(results))
+    if given.memory:
+        print("\nPeak memory beyond the model:\n")
+        print(memory.markdown({case.name: memory.measured(case.name, given.against) for case in chosen}))
     print(f"\n{path}", file=sys.stderr)
     return 0
 

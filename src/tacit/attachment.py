@@ -17,6 +17,7 @@ from tacit.budget import Budget
 from tacit.capture import Pass, Session, read_field
 from tacit.criterion import PrivateCriterion
 from tacit.errors import ConfigurationError, PrivacyError, SamplingError
+from tacit.explanation import Held, held
 from tacit.first_step import FirstStep, Witness
 from tacit.ghost import GhostClipper
 from tacit.ledger import Ledger
@@ -68,6 +69,7 @@ class Attachment:
         self.noise = NoiseSource(settings.noise_generator)
         self.draws = DrawLog()
         self.loader = private_loader(loader, plan.sampling, self.draws)
+        self.held: Mapping[str, Held] = {}
         self._used: set[str] = set()
         self._rows: list[Tensor] = []
         self._rows_of = -1
@@ -166,6 +168,7 @@ class Attachment:
             self._refuse_rows_seen(run, fresh=fresh)
             self.draws.used(run.real_units, fresh)
         self._used.update(factors.by_name)
+        self.held = {name: held(name, use) for name, use in uses.items()}
         self.stats = ClipStats(
             run.real_units,
             factors.norms[: run.real_units].cpu(),

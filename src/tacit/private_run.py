@@ -15,10 +15,12 @@ from tacit.capture import check_index
 from tacit.checking.check import CheckReport, check_model
 from tacit.checking.reference import LossFunction
 from tacit.errors import ConfigurationError
+from tacit.explanation import Explanation
 from tacit.first_step import FirstStep
 from tacit.plan import PrivacyPlan, check_number
 from tacit.statement import Statement, make_statement
 from tacit.stats import ClipStats
+from tacit.uses import TUNER
 
 
 class PrivateRun:
@@ -154,6 +156,12 @@ class PrivateRun:
             raise ConfigurationError("no budget was set: call engine.budget(epsilon, delta) first.")
         attached.catch_up()
         return attached.budget.remaining(self.accountant, attached.coming, most=attached.horizon)
+
+    def explain(self) -> Explanation:
+        """Say how the last backward held and clipped each parameter's per-sample gradients: ``print(….text)``."""
+        attached = self._attached
+        known = [attached.held[name] for name in attached.parameters if name in attached.held]
+        return Explanation(tuple(known), dict(TUNER.found))
 
     @property
     def plan(self) -> PrivacyPlan:

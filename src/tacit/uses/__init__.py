@@ -4,7 +4,7 @@ from tacit.uses.base import Use
 from tacit.uses.cost import DEFAULT_COSTS, CostModel
 from tacit.uses.dense import Dense
 from tacit.uses.gather import Gather
-from tacit.uses.join import join
+from tacit.uses.join import TableAndHead, join
 from tacit.uses.layout import Layout
 from tacit.uses.outer import Gram, Outer
 from tacit.uses.patches import Geometry, Patches, gradients, row_gradients, unfold
@@ -27,6 +27,7 @@ __all__ = [
     "Outer",
     "Patches",
     "Routed",
+    "TableAndHead",
     "Together",
     "Tuner",
     "Units",

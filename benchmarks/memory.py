@@ -1,0 +1,56 @@
+"""Peak memory of a step, each contestant in a process of its own: what one has used, the next would find mapped."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.cases import BY_NAME
+from benchmarks.contestants import NOISE_MULTIPLIER, contestants, quiet
+
+STEPS = 3
+_PAGE = resource.getpagesize()
+
+
+def resident() -> int:
+    """Bytes of this process in memory now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
+
+
+def peak_of_steps(case: str, place: int, against: str | None) -> int:
+    """Bytes by which a few steps raise the peak above what is there before the first."""
+    with quiet():
+        contestant = contestants(against)[place](BY_NAME[case], NOISE_MULTIPLIER, {})
+        before = resident()
+        for _ in range(STEPS):
+            contestant.step(contestant.draw())
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024 - before
+
+
+def measured(case: str, against: str | None) -> list[tuple[str, float]]:
+    """Each contestant's name and megabytes, the plain step first."""
+    with quiet():
+        makers = contestants(against)
+        names = [make(BY_NAME[case], 0.0, dict(BY_NAME[case].tiny)).name for make in makers]
+    found = []
+    for place, name in enumerate(names):
+        command = [sys.executable, "-m", "benchmarks.memory", case, str(place), against or ""]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        found.append((name, int(done.stdout) / 1e6 if done.returncode == 0 else float("nan")))
+    return found
+
+
+def markdown(results: dict[str, list[tuple[str, float]]]) -> str:
+    """A table of megabytes and of ratios to the plain step."""
+    lines = ["| case | contestant | MB | × plain |", "| --- | --- | ---: | ---: |"]
+    for case, rows in results.items():
+        plain = rows[0][1]
+        for index, (name, size) in enumerate(rows):
+            lines.append(f"| {'' if index else case} | {name} | {size:.0f} | {size / plain:.2f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(peak_of_steps(sys.argv[1], int(sys.argv[2]), sys.argv[3] or None))
