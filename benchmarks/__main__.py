@@ -41,7 +41,8 @@ def _rounds(text: str) -> int:
 
 def run_case(case: Case, makers: Sequence[Make], rounds: int) -> list[Measurement]:
     with quiet():
-        return measure([make(case, NOISE_MULTIPLIER, {}) for make in makers], rounds=rounds)
+        all_made = [make(case, NOISE_MULTIPLIER, {}) for make in makers]
+        return measure([made for made in all_made if made is not None], rounds=rounds)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

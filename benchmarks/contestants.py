@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -54,8 +55,8 @@ class Contestant:
                 parameter.grad_sample = None  # type: ignore[attr-defined]
 
 
-Make = Callable[[Case, float, dict[str, Any]], Contestant]
-"""``(case, noise multiplier, overrides of the case's sizes) -> contestant``."""
+Make = Callable[[Case, float, dict[str, Any]], Contestant | None]
+"""``(case, noise multiplier, overrides of the case's sizes) -> contestant``, or None if it cannot take part."""
 
 
 def _ingredients(case: Case, overrides: dict[str, Any]) -> tuple[nn.Module, SGD, DataLoader[Any]]:
@@ -104,7 +105,24 @@ def opacus_contestants() -> list[Make] | None:
         return None
     with quiet():
         opacus = importlib.import_module("opacus")
-    return [_private(f"opacus {mode}", opacus.PrivacyEngine, mode) for mode in ("hooks", "ghost")]
+    return [_if_it_can(_private(f"opacus {mode}", opacus.PrivacyEngine, mode)) for mode in ("hooks", "ghost")]
+
+
+def _if_it_can(make: Make) -> Make:
+    """A peer refuses some models, or fails in its first step: it then takes no part."""
+
+    def tried(case: Case, noise: float, overrides: dict[str, Any]) -> Contestant | None:
+        try:
+            contestant = make(case, noise, overrides)
+            assert contestant is not None
+            contestant.step(contestant.draw())
+        except Exception as error:  # noqa: BLE001  whatever it is, it is the peer's
+            print(f"{case.name}: {type(error).__name__}: {str(error)[:150]}", file=sys.stderr)
+            return None
+        contestant.rest()
+        return contestant
+
+    return tried
 
 
 def contestants(against: str | None, modes: Sequence[str] = MODES) -> list[Make]:

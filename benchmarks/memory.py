@@ -23,6 +23,7 @@ def peak_of_steps(case: str, place: int, against: str | None) -> int:
     """Bytes by which a few steps raise the peak above what is there before the first."""
     with quiet():
         contestant = contestants(against)[place](BY_NAME[case], NOISE_MULTIPLIER, {})
+        assert contestant is not None, "this peer cannot take part"
         before = resident()
         for _ in range(STEPS):
             contestant.step(contestant.draw())
@@ -33,9 +34,9 @@ def measured(case: str, against: str | None) -> list[tuple[str, float]]:
     """Each contestant's name and megabytes, the plain step first."""
     with quiet():
         makers = contestants(against)
-        names = [make(BY_NAME[case], 0.0, dict(BY_NAME[case].tiny)).name for make in makers]
+        tiny = [make(BY_NAME[case], 0.0, dict(BY_NAME[case].tiny)) for make in makers]
     found = []
-    for place, name in enumerate(names):
+    for place, name in ((place, made.name) for place, made in enumerate(tiny) if made is not None):
         command = [sys.executable, "-m", "benchmarks.memory", case, str(place), against or ""]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         found.append((name, int(done.stdout) / 1e6 if done.returncode == 0 else float("nan")))

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tacit.errors import PrivacyError
+from tacit.rules import conv as rules
 from tacit.rules.conv import weight_use
 from tacit.uses import TUNER, Dense, Geometry, Layout, Outer, Patches, unfold
 
@@ -120,6 +121,16 @@ def test_patches_that_cancel_are_squared_without_cancellation() -> None:
     geometry = Geometry((1, 1), (0, 0), (1, 1), 1)
     use = Patches(x, g, torch.Size((1, 1, 1, 1)), geometry)
     torch.testing.assert_close(use.squared_norms(), g.double().sum().square().reshape(1), rtol=1e-6, atol=0)
+
+
+def test_forms_that_need_much_memory_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole gradients are small here, patches are 49 times the input."""
+    monkeypatch.setattr(rules, "MOST_BYTES", 1000)
+    x, w = torch.randn(2, 3, 30, 30), torch.randn(2, 3, 7, 7)
+    geometry = Geometry((1, 1), (3, 3), (1, 1), 1)
+    tried = dict(TUNER.found)
+    assert isinstance(weight_use(x, torch.randn(2, 2, 30, 30), w, geometry, Layout(2, 0)), Dense)
+    assert tried == TUNER.found
 
 
 def test_similar_batches_share_a_choice() -> None:

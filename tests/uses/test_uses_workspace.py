@@ -22,8 +22,9 @@ def test_memory_comes_back():
 
 def test_types_sizes_and_strangers():
     space = Workspace()
-    value = space.take(LARGE, LIKE)
+    value, other = space.take(LARGE, LIKE), space.take(LARGE, LIKE)
     address = value.data_ptr()
+    space.give(other)
     space.give(value)
     assert space.take(LARGE, LIKE.double()).data_ptr() != address
     assert space.take((40, 300, 300), LIKE).data_ptr() != address
@@ -34,6 +35,18 @@ def test_types_sizes_and_strangers():
     space.give(value)
     space.clear()
     assert space._free == {}
+
+
+def test_what_does_not_fit_any_more_goes():
+    space = Workspace()
+    lent = [space.take(LARGE, LIKE) for _ in range(3)]
+    for value in lent:
+        space.give(value)
+    larger = [space.take((40, 300, 300), LIKE) for _ in range(3)]
+    assert space._free[torch.float32] == []
+    for value in larger:
+        space.give(value)
+    assert len(space._free[torch.float32]) == 3
 
 
 def test_stored_uses_are_the_same_and_give_back():

@@ -20,6 +20,9 @@ from tacit.uses import TUNER, Dense, Geometry, Layout, Patches, Use, gradients, 
 MOST_POSITIONS = 144
 """Gram matrices of this many output positions at most are tried: their size grows with its square."""
 
+MOST_BYTES = 2**28
+"""Forms that take less memory are always tried, others only if they take the least."""
+
 FUNCTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
@@ -65,12 +68,15 @@ def weight_use(x: Tensor, g: Tensor, weight: Tensor, geometry: Geometry, layout:
     # Batches differ in size from step to step: those of similar size share a choice.
     sizes = x.shape[0].bit_length(), x.shape[1:], weight.shape, layout.samples == x.shape[0]
     key = ("convolution", sizes, geometry, x.dtype, x.device, torch.get_num_threads())
-    chosen = TUNER.choose(key, {name: partial(_clip_with, form) for name, form in forms.items()})
+    chosen = TUNER.choose(key, {name: partial(_clip_with, form, x.device) for name, form in forms.items()})
     return forms[chosen]()
 
 
 def _forms(x: Tensor, g: Tensor, shape: torch.Size, geometry: Geometry, layout: Layout) -> dict[str, Callable[[], Use]]:
-    """All forms that a use may take: whole gradients of single samples; patches, copied; input and output gradient."""
+    """The forms that a use may take: whole gradients of single samples; patches, copied; input and output gradient.
+
+    Those that need much more memory than another one are not tried.
+    """
 
     def grouped() -> Use:
         rows = row_gradients(x, g, shape, geometry)
@@ -80,19 +86,27 @@ def _forms(x: Tensor, g: Tensor, shape: torch.Size, geometry: Geometry, layout: 
         patches, rows = unfold(x, shape[2:], geometry), g.flatten(2).transpose(1, 2)
         return outer_use(_positions(layout, patches), _positions(layout, rows), shape)
 
-    found: dict[str, Callable[[], Use]] = {"grouped": grouped}
+    positions = prod(g.shape[2:])
+    sizes = {"grouped": shape.numel()}
+    forms: dict[str, Callable[[], Use]] = {"grouped": grouped}
     if geometry.groups == 1:
-        found["unfolded"] = unfolded
-    if geometry.plain and len(shape) == 4 and layout.samples == x.shape[0] and prod(g.shape[2:]) <= MOST_POSITIONS:
-        found["pixels"] = lambda: Patches(x, g, shape, geometry)
-    return found
+        sizes["unfolded"], forms["unfolded"] = positions * prod(shape[1:]), unfolded
+    # On a GPU a convolution may run in TF32 where the product of Gram matrices does not: norm and sum would differ.
+    whole = len(shape) == 4 and layout.samples == x.shape[0] and x.device.type == "cpu"
+    if geometry.plain and whole and positions <= MOST_POSITIONS:
+        sizes["pixels"], forms["pixels"] = 2 * positions**2, lambda: Patches(x, g, shape, geometry)
+    most = max(MOST_BYTES, min(sizes.values()) * x.shape[0] * x.element_size())
+    return {name: form for name, form in forms.items() if sizes[name] * x.shape[0] * x.element_size() <= most}
 
 
-def _clip_with(form: Callable[[], Use]) -> None:
+def _clip_with(form: Callable[[], Use], device: torch.device) -> None:
     """All that a clip does with a use, on numbers that do not matter."""
     use = form()
     use.squared_norms()
-    use.weighted_sum(torch.ones(use.samples, dtype=torch.float64), math.inf)
+    total = use.weighted_sum(torch.ones(use.samples, dtype=torch.float64, device=device), math.inf)
+    use.release()
+    if total.is_cuda:
+        torch.cuda.synchronize(total.device)
 
 
 def _positions(layout: Layout, rows: Tensor) -> Tensor:

@@ -33,6 +33,8 @@ class Workspace:
             block = min(fitting, key=len)
             free[:] = [other for other in free if other is not block]
         else:
+            if free:  # none fits, as batches have grown or shrunk: for each new block an old one goes
+                free.pop(0)
             block = like.new_empty(int(count * _ROOM))
         return block[:count].view(shape)
 
