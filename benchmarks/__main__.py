@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(table.markdown(results))
     if given.memory:
         print("\nPeak memory beyond the model:\n")
-        print(memory.markdown({case.name: memory.measured(case.name, given.against) for case in chosen}))
+        print(memory.markdown({case.name: memory.measured(case.name, given.against, given.modes) for case in chosen}))
     print(f"\n{path}", file=sys.stderr)
     return 0
 

@@ -74,7 +74,9 @@ def _private(name: str, engine: Any, mode: str) -> Make:
 
     def make(case: Case, noise: float, overrides: dict[str, Any]) -> Contestant:
         model, optimizer, loader = _ingredients(case, overrides)
-        extra = {"criterion": case.criterion} if mode == "ghost" and engine is PrivacyEngine else {}
+        # Opacus changes its default criterion in place: each gets a new one.
+        criterion: Any = case.criterion if engine is PrivacyEngine else nn.CrossEntropyLoss()
+        extra = {"criterion": criterion} if mode == "ghost" else {}
         model, optimizer, *rest = engine().make_private(
             module=model,
             optimizer=optimizer,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.cases import BY_NAME
-from benchmarks.contestants import NOISE_MULTIPLIER, contestants, quiet
+from benchmarks.contestants import MODES, NOISE_MULTIPLIER, contestants, quiet
 
 STEPS = 3
 _PAGE = resource.getpagesize()
@@ -19,25 +20,31 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
 
 
-def peak_of_steps(case: str, place: int, against: str | None) -> int:
+def peak() -> int:
+    """Most bytes of this process that were in memory at once. (``ru_maxrss`` begins with the parent's.)"""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+def peak_of_steps(case: str, place: int, against: str | None, modes: Sequence[str] = MODES) -> int:
     """Bytes by which a few steps raise the peak above what is there before the first."""
     with quiet():
-        contestant = contestants(against)[place](BY_NAME[case], NOISE_MULTIPLIER, {})
+        contestant = contestants(against, modes)[place](BY_NAME[case], NOISE_MULTIPLIER, {})
         assert contestant is not None, "this peer cannot take part"
         before = resident()
         for _ in range(STEPS):
             contestant.step(contestant.draw())
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024 - before
+    return peak() - before
 
 
-def measured(case: str, against: str | None) -> list[tuple[str, float]]:
+def measured(case: str, against: str | None, modes: Sequence[str]) -> list[tuple[str, float]]:
     """Each contestant's name and megabytes, the plain step first."""
     with quiet():
-        makers = contestants(against)
+        makers = contestants(against, modes)
         tiny = [make(BY_NAME[case], 0.0, dict(BY_NAME[case].tiny)) for make in makers]
     found = []
     for place, name in ((place, made.name) for place, made in enumerate(tiny) if made is not None):
-        command = [sys.executable, "-m", "benchmarks.memory", case, str(place), against or ""]
+        command = [sys.executable, "-m", "benchmarks.memory", case, str(place), against or "", *modes]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         found.append((name, int(done.stdout) / 1e6 if done.returncode == 0 else float("nan")))
     return found
@@ -54,4 +61,4 @@ def markdown(results: dict[str, list[tuple[str, float]]]) -> str:
 
 
 if __name__ == "__main__":
-    print(peak_of_steps(sys.argv[1], int(sys.argv[2]), sys.argv[3] or None))
+    print(peak_of_steps(sys.argv[1], int(sys.argv[2]), sys.argv[3] or None, sys.argv[4:]))
