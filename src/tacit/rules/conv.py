@@ -17,6 +17,9 @@ from tacit.rules.linear import outer_use
 from tacit.rules.registry import rule_for
 from tacit.uses import TUNER, Dense, Geometry, Layout, Patches, Use, gradients, row_gradients, unfold
 
+GROUPED_POSITIONS, SMALL_PATCH = 256, 64
+"""From so many output positions on whole gradients are mostly quickest, but not for patches of so few numbers."""
+
 MOST_POSITIONS = 144
 """Gram matrices of this many output positions at most are tried: their size grows with its square."""
 
@@ -68,7 +71,10 @@ def weight_use(x: Tensor, g: Tensor, weight: Tensor, geometry: Geometry, layout:
     # Batches differ in size from step to step: those of similar size share a choice.
     sizes = x.shape[0].bit_length(), x.shape[1:], weight.shape, layout.samples == x.shape[0]
     key = ("convolution", sizes, geometry, x.dtype, x.device, torch.get_num_threads())
-    chosen = TUNER.choose(key, {name: partial(_clip_with, form, x.device) for name, form in forms.items()})
+    small = prod(g.shape[2:]) < GROUPED_POSITIONS or prod(weight.shape[1:]) <= SMALL_PATCH
+    guess = "unfolded" if small and "unfolded" in forms else "grouped"
+    attempts = {name: partial(_clip_with, form, x.device) for name, form in forms.items()}
+    chosen = TUNER.choose(key, attempts, guess)
     return forms[chosen]()
 
 
