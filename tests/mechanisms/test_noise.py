@@ -11,7 +11,7 @@ import torch
 
 from tacit.mechanisms import NoiseSource, add_gaussian_noise
 from tacit.mechanisms.gaussian import ROUNDING, grid_of
-from tacit.mechanisms.secure import _COSINE, _SINE, PAIRS, READY, Job, SecureNormal, _polynomial
+from tacit.mechanisms.secure import PAIRS, READY, Job, SecureNormal, _cosine_sine, _radii
 
 LARGE = 2 * PAIRS
 
@@ -155,7 +155,17 @@ def test_many_tensors_at_once_are_filled_whole_and_share_nothing():
 
 def test_sine_and_cosine_are_exact_to_the_last_bits():
     v = np.linspace(-1, 1, 100_001)
-    sine = _polynomial(_SINE, v * v, np.empty_like(v)) * v
-    cosine = _polynomial(_COSINE, v * v, np.empty_like(v))
-    assert np.abs(sine - np.sin(np.pi / 2 * v)).max() < 1e-15
+    cosine, sine = _cosine_sine(v * v, np.empty((2, len(v))))
+    assert np.abs(sine * v - np.sin(np.pi / 2 * v)).max() < 1e-15
     assert np.abs(cosine - np.cos(np.pi / 2 * v)).max() < 1e-15
+
+
+def test_radii_at_the_ends():
+    """The smallest word is 9.4 deviations out; the largest are at 0, and no number is NaN."""
+    words = np.array([0.0, -0.0, 2.0**-63, -1.0, 1.0, 1 - 2.0**-53, -0.5])
+    found = np.empty_like(words)
+    _radii(words, found)
+    assert found[0] == found[1] == pytest.approx((2 * 64 * np.log(2)) ** 0.5)
+    assert np.isfinite(found).all()
+    assert found[3] == found[4] == 0.0
+    assert found[6] == pytest.approx((2 * np.log(2)) ** 0.5)

@@ -32,28 +32,20 @@ PAIRS = 2**15
 READY = 2**12
 """Small tensors are served from as many numbers that lie ready."""
 
-# sin(πv/2)/v and cos(πv/2) in v², for |v| ≤ 1: interpolated at Chebyshev's nodes, off by under 4e-16.
-_SINE = (
-    1.5707963267948963,
-    -0.6459640975062232,
-    0.07969262624568337,
-    -0.004681754131447062,
-    0.0001604411695631063,
-    -3.5988107063136794e-06,
-    5.688318064017795e-08,
-    -6.449471237809134e-10,
-)
-_COSINE = (
-    1.0,
-    -1.233700550136169,
-    0.25366950790103104,
-    -0.02086348076317886,
-    0.0009192602739434877,
-    -2.5202039782228713e-05,
-    4.7108307433635577e-07,
-    -6.382235924529259e-09,
-    6.3317327178079e-11,
-)
+# cos(πv/2) and sin(πv/2)/v in v², for |v| ≤ 1: interpolated at Chebyshev's nodes, off by under 4e-16.
+_COSINE_SINE = np.array(
+    [
+        (1.0, 1.5707963267948963),
+        (-1.233700550136169, -0.6459640975062232),
+        (0.25366950790103104, 0.07969262624568337),
+        (-0.02086348076317886, -0.004681754131447062),
+        (0.0009192602739434877, 0.0001604411695631063),
+        (-2.5202039782228713e-05, -3.5988107063136794e-06),
+        (4.7108307433635577e-07, 5.688318064017795e-08),
+        (-6.382235924529259e-09, -6.449471237809134e-10),
+        (6.3317327178079e-11, 0.0),
+    ]
+)[:, :, None]
 
 Finish = Callable[[Tensor, slice], None]
 """Is given float64 normals, which it may overwrite, and which part of the whole they are for."""
@@ -76,7 +68,8 @@ class _Stream:
         self._zeros = memoryview(bytes(16 * PAIRS))
         self._raw = bytearray(16 * PAIRS + 15)
         self._words = np.frombuffer(self._raw, dtype=np.int64, count=2 * PAIRS)
-        self._scratch = np.empty((5, PAIRS))
+        self._floats, self._waves = np.empty(2 * PAIRS), np.empty(2 * PAIRS)
+        self._radius, self._square = np.empty(PAIRS), np.empty(PAIRS)
         self._out = np.empty(2 * PAIRS)
         self._ready = torch.empty(0, dtype=torch.float64)
 
@@ -91,37 +84,40 @@ class _Stream:
         """``count`` ≤ 2 · PAIRS numbers, in memory that the next call overwrites."""
         pairs = (count + 1) // 2
         self._cipher.update_into(self._zeros[: 16 * pairs], self._raw)
-        radius, sign, turn, square, wave = self._scratch[:, :pairs]
-        np.copyto(sign, self._words[:pairs])
-        np.multiply(self._words[pairs : 2 * pairs], 2.0**-63, out=turn)
+        floats, waves, out = (part[: 2 * pairs].reshape(2, pairs) for part in (self._floats, self._waves, self._out))
+        radius, square = self._radius[:pairs], self._square[:pairs]
+        np.multiply(self._words[: 2 * pairs].reshape(2, pairs), 2.0**-63, out=floats)
+        sign, turn = floats
         _radii(sign, radius)
         np.multiply(turn, turn, out=square)
         # The angle πv/2 is in the right half of the circle; the sign of the other word turns half of them to the left.
-        np.copysign(_polynomial(_COSINE, square, wave), sign, out=wave)
-        np.multiply(radius, wave, out=self._out[:pairs])
-        np.multiply(_polynomial(_SINE, square, wave), turn, out=wave)
-        np.multiply(radius, wave, out=self._out[pairs : 2 * pairs])
+        cosine, sine = _cosine_sine(square, waves)
+        np.copysign(cosine, sign, out=cosine)
+        np.multiply(sine, turn, out=sine)
+        np.multiply(waves, radius, out=out)
         return torch.from_numpy(self._out[:count])
 
 
 def _radii(words: Array, out: Array) -> None:
-    """``sqrt(−2 ln((K + ½) / 2⁶³))`` with the absolute values K of signed words."""
+    """``sqrt(−2 ln(K + ½ · 2⁻⁶³))`` with the absolute values K ≤ 1 of signed words."""
     np.abs(words, out=out)
-    np.multiply(out, 2.0**-63, out=out)
     np.add(out, 2.0**-64, out=out)
     np.log(out, out=out)
     np.multiply(out, -2.0, out=out)
-    np.abs(out, out=out)  # ln 1 = 0, of which −2 times is −0
     np.sqrt(out, out=out)
 
 
-def _polynomial(coefficients: Sequence[float], x: Array, out: Array) -> Array:
-    """Horner's rule."""
-    np.multiply(x, coefficients[-1], out=out)
-    for coefficient in coefficients[-2:0:-1]:
-        np.add(out, coefficient, out=out)
-        np.multiply(out, x, out=out)
-    return np.add(out, coefficients[0], out=out)
+def _cosine_sine(square: Array, out: Array) -> Array:
+    """``cos(πv/2)`` and ``sin(πv/2)/v`` of v², (2, n): Horner's rule for both at once.
+
+    Few long calls: two threads that make short ones wait for Python's lock.
+    """
+    np.multiply(square, _COSINE_SINE[-1], out=out)
+    for coefficients in _COSINE_SINE[-2:0:-1]:
+        np.add(out, coefficients, out=out)
+        np.multiply(out, square, out=out)
+    np.add(out, _COSINE_SINE[0], out=out)
+    return out
 
 
 class SecureNormal:
