@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from typer.testing import CliRunner
 
 from tacit import Ledger, PrivacyEngine
-from tacit.accounting import EpochRelease, PoissonRelease, create_accountant, epsilon
+from tacit.accounting import EpochRelease, PoissonRelease, combined, create_accountant, epsilon
 from tacit.cli import app
 from tacit.errors import CheckpointError, ConfigurationError, LedgerError
+from tacit.sampling import UserPoissonSampling
 
 
 def test_every_release_is_on_record(tmp_path):
@@ -99,7 +100,7 @@ def test_a_checkpoint_older_than_the_ledger_resumes_with_the_ledgers_spending(tm
     other.load_checkpoint(saved, module=resumed, optimizer=other_optimizer)
     assert other.accountant.steps == 6
     unknown, unknown_model, unknown_optimizer, _ = make(ledger=tmp_path / "new.ledger")
-    with pytest.raises(CheckpointError, match="some were made without it"):
+    with pytest.raises(CheckpointError, match="some are not in the ledger.*made without it"):
         unknown.load_checkpoint(saved, module=unknown_model, optimizer=unknown_optimizer)
 
 
@@ -122,7 +123,7 @@ def test_what_does_not_belong_is_refused(tmp_path):
     engine, *parts = make(ledger=None)
     epoch(*parts)
     engine.detach()
-    with pytest.raises(ConfigurationError, match="3 releases that are not in"):
+    with pytest.raises(ConfigurationError, match="3 releases, of which some are not in"):
         make(engine, ledger=path)
 
 
@@ -257,3 +258,84 @@ def test_command_line(tmp_path):
     assert "for 3 releases" in run(app, ["ledger", "epsilon", str(path), "--delta", "1e-5"]).output
     lines = run(app, ["ledger", "export", str(path)]).output.splitlines()
     assert [json.loads(line)["event"]["kind"] for line in lines] == ["poisson"] * 3
+
+
+@pytest.mark.parametrize(("sampling", "rounds"), [("epochs", 1), ("epochs", 3), ("balls-in-bins", 2)])
+def test_passes_of_runs_that_go_on_at_the_same_time_are_different_passes(tmp_path, sampling, rounds):
+    """Both loaders count their passes from 1."""
+    path = tmp_path / "both.ledger"
+    one, *ones = make(ledger=path, sampling=sampling)
+    other, *others = make(ledger=path, sampling=sampling)
+    for _ in range(rounds):
+        epoch(*ones)
+        other.budget(100.0, 1e-3)
+        epoch(*others)
+        assert other.remaining_steps > 0
+    accountant = create_accountant("pld")
+    accountant.replace(Ledger(path).history())
+    assert accountant.steps == 6 * rounds
+    assert one.get_epsilon(1e-3) == other.get_epsilon(1e-3) == accountant.get_epsilon(1e-3)
+    alone, *parts = make(sampling=sampling)
+    for _ in range(2 * rounds):
+        epoch(*parts)
+    assert accountant.get_epsilon(1e-3) == pytest.approx(alone.get_epsilon(1e-3), rel=1e-9)
+
+
+def test_what_was_released_without_the_ledger_is_not_forgotten(tmp_path):
+    path = tmp_path / "gap.ledger"
+    engine, *parts = make(ledger=path)
+    epoch(*parts)
+    engine.detach()
+    _, *parts = make(engine)
+    epoch(*parts)
+    spent = engine.get_epsilon(1e-3)
+    engine.detach()
+    with pytest.raises(ConfigurationError, match="6 releases, of which some are not in"):
+        make(engine, ledger=path)
+    assert engine.get_epsilon(1e-3) == spent
+    other, *parts = make(ledger=path)
+    epoch(*parts)
+    other.detach()
+    for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
+        (tmp_path / name).unlink(missing_ok=True)
+    with pytest.raises(ConfigurationError, match="some are not in"):
+        make(other, ledger=path)
+
+
+def test_a_checkpoint_of_other_releases_is_refused_though_their_number_fits(tmp_path):
+    path = tmp_path / "run.pt"
+    engine, model, optimizer, loader = make(noise_multiplier=0.5)
+    epoch(model, optimizer, loader)
+    engine.save_checkpoint(path, module=model, optimizer=optimizer)
+    _, *parts = make(ledger=tmp_path / "other.ledger")
+    epoch(*parts)
+    late, model, optimizer, _ = make(ledger=tmp_path / "other.ledger", noise_multiplier=0.5)
+    with pytest.raises(CheckpointError, match="made without it"):
+        late.load_checkpoint(path, module=model, optimizer=optimizer)
+    own, model, optimizer, loader = make()
+    epoch(model, optimizer, loader)
+    with pytest.raises(CheckpointError, match="would forget spent budget"):
+        own.load_checkpoint(path, module=model, optimizer=optimizer)
+
+
+def test_units_of_privacy_are_not_mixed(tmp_path):
+    users = UserPoissonSampling(torch.arange(RECORDS), 1 / 3, 3, most=1)  # as many users as records
+    path = tmp_path / "units.ledger"
+    engine, *parts = make(ledger=path)
+    epoch(*parts)
+    assert engine.accountant.unit == "record"
+    engine.detach()
+    with pytest.raises(ConfigurationError, match="one record is the unit of privacy"):
+        make(engine, sampling=users)
+    with pytest.raises(LedgerError, match="in which one record is the unit"):
+        make(ledger=path, sampling=users)
+    other, model, optimizer, loader = make(sampling=users)
+    epoch(model, optimizer, loader)
+    with pytest.raises(ConfigurationError, match="combine those of one kind"):
+        combined([engine.accountant, other.accountant])
+    assert combined([other.accountant]).unit == "user"
+    other.detach()
+    other.save_checkpoint(tmp_path / "users.pt", module=model, optimizer=optimizer)  # without settings
+    late, model, optimizer, _ = make()
+    with pytest.raises(CheckpointError, match="one user is the unit of privacy"):
+        late.load_checkpoint(tmp_path / "users.pt", module=model, optimizer=optimizer)

@@ -228,6 +228,24 @@ def test_rows_of_a_padded_batch_must_stay_in_place():
         model(x.flip(0))
 
 
+@pytest.mark.parametrize("sampling", ["truncated-poisson", UserPoissonSampling(USERS, 1.0, 3, most=2)], ids=str)
+def test_reading_ahead_is_refused_where_rows_are_told_by_their_place(sampling):
+    engine, model, _, loader = make(sampling=sampling)
+    batches = iter(loader)
+    first, _ = next(batches), next(batches)
+    with pytest.raises(SamplingError, match="iterate the loader in step"):
+        nn.functional.cross_entropy(model(first[0]), first[1]).backward()
+    assert engine.accountant.steps == 0
+
+
+def test_a_pass_without_gradients_is_no_reading_ahead():
+    _, model, optimizer, loader = make(sampling="truncated-poisson")
+    with torch.no_grad():
+        for x, _ in loader:
+            model(x)
+    epoch(model, optimizer, loader)
+
+
 def test_padded_batches_are_not_split():
     engine, _, optimizer, loader = make(sampling="truncated-poisson")
     with pytest.raises(ConfigurationError, match="padding=False"):

@@ -79,7 +79,9 @@ class Attachment:
         self.budget: Budget | None = None
         if ledger is not None:
             sampler = plan.sampling.description
-            ledger.begin(records=plan.sampling.units, sampler=sampler, noise=self.noise.description)
+            unit = plan.sampling.unit
+            ledger.begin(records=plan.sampling.units, sampler=sampler, noise=self.noise.description, unit=unit)
+        accountant.claim(plan.sampling.unit)
         self._warned: set[str] = set()
         self.planned_steps: int | None = None
         self.first_step: FirstStep | None = None
@@ -118,7 +120,8 @@ class Attachment:
             place += 1
         if place >= sampling.steps_per_epoch:
             epoch, place = epoch + 1, 0
-        return sampling.planned(self.plan.noise_multiplier, releases, epoch=epoch, place=place, draws=draws)
+        planned = sampling.planned(self.plan.noise_multiplier, releases, epoch=epoch, place=place, draws=draws)
+        return planned if self.ledger is None else self.ledger.planned(planned)
 
     @property
     def horizon(self) -> int:
@@ -129,11 +132,13 @@ class Attachment:
 
     def _record(self, release: Release, draws: int) -> None:
         self.catch_up()
+        # In the history of all runs, passes of this one have other numbers than its loader gives them.
+        counted = release if self.ledger is None else self.ledger.numbered(release)
         if self.budget is not None:
-            self.budget.check(self._accountant, release, lambda n: self.coming(n, draws), most=self.horizon)
+            self.budget.check(self._accountant, counted, lambda n: self.coming(n, draws), most=self.horizon)
         if self.ledger is not None:  # first, and on the disk: a release that is not on record never happens
             self.ledger.record(release)
-        self._accountant.record(release)
+        self._accountant.record(counted)
 
     def _look_at(self, batch: Any, handout: Handout) -> None:
         """Take note of what is known of a physical batch that is being handed out."""
@@ -165,6 +170,7 @@ class Attachment:
                 "so the step would miss their records. Call optimizer.zero_grad(), which keeps them until the step."
             )
         if not run.synthetic:
+            self._refuse_reading_ahead()
             self._refuse_rows_seen(run, fresh=fresh)
             self.draws.used(run.real_units, fresh)
         self._used.update(factors.by_name)
@@ -176,6 +182,17 @@ class Attachment:
         )
         if self.settings.mode == "hooks":
             self._leave_grad_samples(run, uses)
+
+    def _refuse_reading_ahead(self) -> None:
+        """Where rows are told by their place in the batch, the batch at hand must be the one that was handed out."""
+        sampling = self.plan.sampling
+        told = sampling.padded_size is not None or sampling.units != sampling.records or self.settings.sample_index
+        if told is not None and told is not False and self.draws.skipped:
+            raise SamplingError(
+                "a batch was handed out, and the next one too, before the first was trained on. Whose a row is, or "
+                "that it is blank, is known of the latest batch only: iterate the loader in step, and train on every "
+                "batch, also on empty ones."
+            )
 
     def _refuse_rows_seen(self, run: Pass, *, fresh: bool) -> None:
         """Refuse rows of memory that an earlier backward of this step has differentiated.
@@ -277,6 +294,7 @@ class Attachment:
         self.optimizer.discard_pending()  # a clipped sum without noise must not be left for a plain step
         self.session.detach()
         self.optimizer.detach()
+        self.catch_up()
 
 
 def _overlap(one: Tensor, other: Tensor) -> bool:

@@ -15,9 +15,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tacit.accounting import Accountant, create_accountant
+from tacit.accounting.events import counted
 from tacit.attachment import Attachment
 from tacit.errors import CheckpointError
-from tacit.ledger import Ledger
 from tacit.optimizer import PrivateOptimizer
 
 FORMAT = "tacit-checkpoint"
@@ -71,7 +71,7 @@ def load(
     content = _read(path)
     _check_model(content["model"], module, path)
     ledger = None if attached is None else attached.ledger
-    _check_spent(content["accountant"], accountant, ledger, path)
+    _check_spent(content["accountant"], accountant, attached, path)
     if attached is not None:
         _check_settings(content["settings"], attached, path)
     inner = _inner(optimizer)
@@ -179,16 +179,22 @@ def _check_model(state: Mapping[str, Any], module: nn.Module, path: Path) -> Non
             )
 
 
-def _check_spent(state: Mapping[str, Any], accountant: Accountant, ledger: Ledger | None, path: Path) -> None:
+def _check_spent(state: Mapping[str, Any], accountant: Accountant, attached: Attachment | None, path: Path) -> None:
+    ledger = None if attached is None else attached.ledger
     saved = create_accountant(accountant.mechanism())
     saved.load_state_dict(state)
-    if ledger is None and saved.steps < accountant.steps:
+    if ledger is None and counted(accountant.history) - counted(saved.history):
         raise CheckpointError(
-            f"{path} knows of {saved.steps} releases, this engine has made {accountant.steps}: loading it would forget "
-            "spent budget. Load it into a new PrivacyEngine, and count both runs. Nothing was changed."
+            f"{path} knows of {saved.steps} releases, and not of all {accountant.steps} of this engine: loading it would "
+            "forget spent budget. Load it into a new PrivacyEngine, and count both runs. Nothing was changed."
         )
-    if ledger is not None and saved.steps > ledger.releases:
+    if ledger is not None and counted(saved.history) - counted(ledger.history()):
         raise CheckpointError(
-            f"{path} knows of {saved.steps} releases, the ledger {ledger.path} of {ledger.releases}: some were made "
-            "without it, and its epsilon would be too small. Nothing was changed."
+            f"{path} knows of {saved.steps} releases, of which some are not in the ledger {ledger.path} of "
+            f"{ledger.releases}: they were made without it, and its epsilon would be too small. Nothing was changed."
+        )
+    if attached is not None and saved.steps and saved.unit not in (None, attached.plan.sampling.unit):
+        raise CheckpointError(
+            f"in {path} one {saved.unit} is the unit of privacy, here it is one {attached.plan.sampling.unit}. Nothing "
+            "was changed."
         )

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from tacit import checkpoint
 from tacit.accounting import Adjacency, calibrate, create_accountant
-from tacit.accounting.events import adjacency_of
+from tacit.accounting.events import adjacency_of, counted
 from tacit.attachment import Attachment, Settings
 from tacit.checking.check import check_model
 from tacit.checking.reference import LossFunction
@@ -228,6 +228,7 @@ class PrivacyEngine(PrivateRun):
     def _sampled(self, data_loader: DataLoader[Any], sampling: str | Sampling | None, poisson: bool) -> Sampling:
         """How batches will be drawn: in a way that has a proof under the engine's adjacency."""
         found = sampling_of(data_loader, sampling=sampling, poisson=poisson)
+        self.accountant.check_unit(found.unit)
         adjacency_of([*self.accountant.history, *found.planned(1.0, 1)], self.accountant.wanted_adjacency)
         return found
 
@@ -275,13 +276,15 @@ class PrivacyEngine(PrivateRun):
         if ledger is None:
             return None
         book = ledger if isinstance(ledger, Ledger) else Ledger(ledger)
-        if self.accountant.steps and self._ledger != book.path.resolve():
+        history = book.history()
+        missing = counted(self.accountant.history) - counted(history)
+        if self.accountant.steps and (self._ledger != book.path.resolve() or missing):
             raise ConfigurationError(
-                f"this engine has made {self.accountant.steps} releases that are not in {book.path}: its epsilon would "
-                "leave them out. Use a new PrivacyEngine, or the ledger from the first run on."
+                f"this engine has made {self.accountant.steps} releases, of which some are not in {book.path}: its "
+                "epsilon would leave them out. Use a new PrivacyEngine, or the ledger from the first run on."
             )
         self._ledger = book.path.resolve()
-        self.accountant.replace(book.history())
+        self.accountant.replace(history)
         return book
 
     def _generator(self, given: torch.Generator | None) -> torch.Generator | None:

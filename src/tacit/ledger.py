@@ -11,7 +11,7 @@ import json
 import platform
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import groupby
@@ -22,13 +22,13 @@ from tacit.accounting import Release
 from tacit.accounting.events import epoch_of, in_epoch, release_from_dict, release_to_dict
 from tacit.errors import ConfigurationError, LedgerError
 
-_FORMAT = 1
+_FORMAT = 2
 _WAIT = 60.0
 _TABLES = """
 CREATE TABLE IF NOT EXISTS data_set (id INTEGER PRIMARY KEY CHECK (id = 1), format INTEGER NOT NULL, name TEXT NOT NULL,
     records INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS runs (run INTEGER PRIMARY KEY AUTOINCREMENT, began REAL NOT NULL, sampler TEXT NOT NULL,
-    noise TEXT NOT NULL, code TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS runs (run INTEGER PRIMARY KEY AUTOINCREMENT, began REAL NOT NULL, unit TEXT NOT NULL,
+    sampler TEXT NOT NULL, noise TEXT NOT NULL, code TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS releases (id INTEGER PRIMARY KEY AUTOINCREMENT, run INTEGER NOT NULL REFERENCES runs(run),
     step INTEGER NOT NULL, time REAL NOT NULL, event TEXT NOT NULL, UNIQUE (run, step));
 CREATE TRIGGER IF NOT EXISTS kept_runs BEFORE UPDATE ON runs BEGIN SELECT RAISE(ABORT, 'append only'); END;
@@ -56,6 +56,7 @@ class Ledger:
         self._name = name
         self._run: int | None = None
         self._step = 0
+        self._passes: dict[tuple[int, int], int] = {}
         with self._explained("opened"):
             self._file = sqlite3.connect(self.path, timeout=_WAIT, isolation_level=None, check_same_thread=False)
             self._file.execute("PRAGMA journal_mode = WAL")
@@ -74,16 +75,17 @@ class Ledger:
             raise LedgerError(f"there is no ledger at {path}.")
         return cls(path)
 
-    def begin(self, *, records: int, sampler: str, noise: str) -> None:
+    def begin(self, *, records: int, sampler: str, noise: str, unit: str = "record") -> None:
         """Begin a run.
 
         Args:
             records: how many records the data set has.
             sampler: how batches are drawn, in words.
             noise: where the noise comes from, in words.
+            unit: what one of the records is: "record", or "user".
 
         Raises:
-            LedgerError: the ledger is of another data set, or cannot be written.
+            LedgerError: the ledger is of another data set, or of other units of privacy, or cannot be written.
         """
         with self._explained("written"), self._alone():
             known = self._file.execute("SELECT format, name, records FROM data_set").fetchone()
@@ -92,8 +94,10 @@ class Ledger:
                 self._file.execute("INSERT INTO data_set VALUES (?, ?, ?, ?)", data_set)
             else:
                 self._check(known, records)
-            row = (time.time(), sampler, noise, f"tacit {version('tacit')}, Python {platform.python_version()}")
-            made = self._file.execute("INSERT INTO runs (began, sampler, noise, code) VALUES (?, ?, ?, ?)", row)
+            self._check_unit(unit)
+            row = (time.time(), unit, sampler, noise, f"tacit {version('tacit')}, Python {platform.python_version()}")
+            query = "INSERT INTO runs (began, unit, sampler, noise, code) VALUES (?, ?, ?, ?, ?)"
+            made = self._file.execute(query, row)
             self._run, self._step = made.lastrowid, 0
 
     def record(self, release: Release) -> None:
@@ -109,6 +113,33 @@ class Ledger:
             self._file.execute("INSERT INTO releases (run, step, time, event) VALUES (?, ?, ?, ?)", row)
         self._step += 1
 
+    def numbered(self, release: Release, *, ahead: dict[tuple[int, int], int] | None = None) -> Release:
+        """A release of this run as the history has it: its pass over the data is none of another run's.
+
+        Args:
+            release: as the run counts its passes.
+            ahead: passes that are only planned, which get their numbers here.
+        """
+        epoch = epoch_of(release)
+        if epoch is None or self._run is None:
+            return release
+        known = self._passes if ahead is None else ahead
+        return in_epoch(release, known.setdefault((self._run, epoch), len(known) + 1))
+
+    def planned(self, history: Iterable[tuple[Release, int]]) -> list[tuple[Release, int]]:
+        """Coming releases of this run as the history will have them."""
+        ahead = dict(self._passes)
+        return [(self.numbered(release, ahead=ahead), count) for release, count in history]
+
+    def _check_unit(self, unit: str) -> None:
+        query = "SELECT DISTINCT unit FROM runs WHERE run IN (SELECT run FROM releases)"
+        others = [known for (known,) in self._file.execute(query) if known != unit]
+        if others:
+            raise LedgerError(
+                f"{self.path} is of runs in which one {others[0]} is the unit of privacy, here it is one {unit}: their "
+                "epsilons do not add up. Use a ledger of its own."
+            )
+
     def history(self) -> list[tuple[Release, int]]:
         """All releases of all runs, run-length encoded. Epochs of different runs are different passes over the data."""
         passes: dict[tuple[int, int], int] = {}
@@ -119,6 +150,7 @@ class Ledger:
             if epoch is not None:
                 release = in_epoch(release, passes.setdefault((run, epoch), len(passes) + 1))
             found.append(release)
+        self._passes = passes
         return [(release, len(list(same))) for release, same in groupby(found)]
 
     @property

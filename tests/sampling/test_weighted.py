@@ -67,3 +67,11 @@ def test_values_refused(rates, message):
 def test_a_rate_of_float32_is_taken_as_it_is():
     rates = torch.tensor([0.1], dtype=torch.float32)
     assert WeightedPoissonSampling(rates, 1).event(1.0, [Draw(0, 1, 1)]) == PoissonRelease(1.0, float(rates.double()))
+
+
+def test_rates_are_not_the_callers_to_change():
+    rates = torch.full((4,), 0.5, dtype=torch.float64)
+    sampling = WeightedPoissonSampling(rates, 1)
+    rates.mul_(0.01)
+    assert sampling.event(1.0, [Draw(0, 1, 1)]) == PoissonRelease(1.0, 0.5)
+    assert sampling.expected_batch_size == 2.0

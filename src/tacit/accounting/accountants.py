@@ -39,9 +39,32 @@ class Accountant(ABC):
 
     def __init__(self, adjacency: Adjacency | None = None) -> None:
         self._wanted = None if adjacency is None else checked_adjacency(adjacency)
+        self._unit: str | None = None
         self._history: list[tuple[Release, int]] = []
         self._steps = 0
         self._epsilons: dict[float, float] = {}
+
+    @property
+    def unit(self) -> str | None:
+        """What one unit of privacy is, if that is known: "record" or "user"."""
+        return self._unit
+
+    def check_unit(self, unit: str) -> None:
+        """Refuse to count releases for which something else is the unit of privacy.
+
+        Raises:
+            ConfigurationError: the history is of other units.
+        """
+        if self._history and self._unit not in (None, unit):
+            raise ConfigurationError(
+                f"in {self._steps} releases so far one {self._unit} is the unit of privacy, in the coming ones it "
+                f"would be one {unit}: their epsilons do not add up. Use a new PrivacyEngine (and ledger)."
+            )
+
+    def claim(self, unit: str) -> None:
+        """Say what one unit of privacy is in all releases; see `check_unit`."""
+        self.check_unit(unit)
+        self._unit = unit
 
     @classmethod
     def mechanism(cls) -> str:
@@ -148,6 +171,7 @@ class Accountant(ABC):
             "format": _FORMAT,
             "version": _VERSION,
             "accountant": self.name,
+            "unit": self._unit,
             "history": [[release_to_dict(release), count] for release, count in self._history],
         }
 
@@ -158,7 +182,11 @@ class Accountant(ABC):
             CheckpointError: if the state is malformed, of another format, version or accountant;
                 the accountant is then unchanged.
         """
-        self.replace(_read_history(state, self.name))
+        history = _read_history(state, self.name)
+        unit = state.get("unit")
+        self.replace(history)
+        if history and isinstance(unit, str):
+            self._unit = unit
 
     def replace(self, history: History) -> None:
         """Take another history in the place of this one, as that of a ledger."""

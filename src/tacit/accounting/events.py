@@ -5,6 +5,7 @@ A *history* is a run-length encoded sequence of releases, ``((release, count), .
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any, TypeAlias, get_args
@@ -69,6 +70,14 @@ def checked_adjacency(value: object) -> Adjacency:
         f"adjacency is {value!r}, for which no pair of distributions is known here: choose one of "
         f"{', '.join(map(repr, ADJACENCIES))}."
     )
+
+
+def counted(history: History) -> Counter[Release]:
+    """How often each release is in a history."""
+    found: Counter[Release] = Counter()
+    for release, count in history:
+        found[release] += count
+    return found
 
 
 def epoch_of(release: Release) -> int | None:

@@ -44,8 +44,9 @@ def replaced_losses(pair: ReplacedPair, *, upper: bool, lost: float, cell: float
         return Cells(ratio[there], q_masses[there], 0.0, upper=False).losses("remove")
     exponents = nodes[:, None] * shifts / sigma**2
     half = np.exp(-(shifts**2) / (2 * sigma**2))
-    plus = np.exp(exponents) * half @ chances - chances.sum()
-    minus = np.exp(-exponents) * half @ chances - chances.sum()
+    with np.errstate(over="ignore"):
+        plus = np.exp(exponents) * half @ chances - chances.sum()
+        minus = np.exp(-exponents) * half @ chances - chances.sum()
     return _on_nodes((plus - minus) / (1 + minus), ratio, q_masses).losses("remove")
 
 

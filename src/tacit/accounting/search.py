@@ -90,7 +90,7 @@ def combined(accountants: Iterable[Accountant]) -> Accountant:
     Passes over the data of one are counted as other passes than those of another.
 
     Raises:
-        ConfigurationError: there is none, they were made for different adjacencies, or no proof covers all together.
+        ConfigurationError: there is none, they are of different adjacencies or units, or no proof covers all together.
     """
     several = list(accountants)
     if not several:
@@ -98,7 +98,12 @@ def combined(accountants: Iterable[Accountant]) -> Accountant:
     relations = {accountant.wanted_adjacency for accountant in several} - {None}
     if len(relations) > 1:
         raise ConfigurationError(f"the accountants were made for {sorted(map(str, relations))}: use one adjacency.")
+    units = {accountant.unit for accountant in several if accountant.steps} - {None}
+    if len(units) > 1:
+        raise ConfigurationError(f"the units of privacy are {sorted(map(str, units))}: combine those of one kind.")
     whole = create_accountant(several[0].mechanism(), next(iter(relations), None))
+    for unit in units:
+        whole.claim(str(unit))
     passed = 0
     for accountant in several:
         last = passed

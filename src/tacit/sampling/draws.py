@@ -49,6 +49,13 @@ class DrawLog:
         self._physical_records = 0
         self._handed_out = 0
         self._differentiated = 0
+        self._touched = True
+        self._skipped = False
+
+    @property
+    def skipped(self) -> bool:
+        """Whether, in this iteration, a batch (or a piece) was followed by another before it was differentiated."""
+        return self._skipped
 
     @property
     def current(self) -> Draw | None:
@@ -72,6 +79,8 @@ class DrawLog:
 
     def drawn(self, records: int, epoch: int, place: int = 0) -> None:
         """The loader hands out a new logical batch of ``records`` records, the ``place``-th of its epoch."""
+        if self._current is None or self._current.epoch != epoch:
+            self._touched, self._skipped = True, False
         self._current = Draw(self._count, epoch, records, place)
         self._count += 1
         self._physical_records = records
@@ -81,6 +90,8 @@ class DrawLog:
 
     def physical(self, records: int) -> None:
         """The loader hands out ``records`` records of the current logical batch."""
+        self._skipped |= not self._touched
+        self._touched = False
         self._physical_records = records
         # The pieces of one logical batch add up to its records; its first entry stands for the whole.
         self._handed_out = max(self._handed_out, records)
@@ -98,6 +109,7 @@ class DrawLog:
         """
         if fresh:
             self.discard()
+        self._touched = True
         if self._current is not None:
             self._differentiated += samples
             if self._differentiated > self._handed_out:
@@ -145,6 +157,7 @@ class DrawLog:
                 )
         self._released.update(draw.index for draw in draws)
         self._differentiated = 0
+        self._touched = True
         return tuple(draws)
 
     def discard(self) -> None:

@@ -56,6 +56,7 @@ class UserPoissonSampling(Sampling):
             checked_count(name, getattr(self, name))
         _, owner, sizes = self.users.unique(return_inverse=True, return_counts=True)
         members: list[list[int]] = [part.tolist() for part in owner.argsort(stable=True).split(sizes.tolist())]
+        object.__setattr__(self, "users", self.users.clone())  # not the caller's, who may change it
         object.__setattr__(self, "records", checked_count("records", len(self.users)))
         object.__setattr__(self, "_members", members)
         object.__setattr__(self, "_owner", owner.tolist())

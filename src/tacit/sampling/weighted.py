@@ -53,6 +53,7 @@ class WeightedPoissonSampling(Sampling):
         thresholds = [min(inclusion_threshold(rate), 2**63 - 1) for rate in exact]
         object.__setattr__(self, "_thresholds", torch.tensor(thresholds, dtype=torch.int64))
         object.__setattr__(self, "_always", rates == 1.0)
+        object.__setattr__(self, "rates", rates.detach().clone())  # not the caller's, who may change it
 
     @classmethod
     def from_loader(cls, loader: DataLoader[Any], *, weights: Tensor | Sequence[float]) -> WeightedPoissonSampling:
