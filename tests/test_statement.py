@@ -71,3 +71,18 @@ def test_json_there_and_back():
 def test_other_files_are_no_statements(text):
     with pytest.raises(ConfigurationError, match="no privacy statement"):
         Statement.from_json(text)
+
+
+def test_changed_settings_are_said():
+    engine, *parts = make()
+    train(*parts, steps=1)
+    assert engine.statement(1e-3).facts["warnings"] == []
+    engine.noise_multiplier = 5.0
+    train(*parts, steps=1)
+    assert "are the latest ones" in engine.statement(1e-3).facts["warnings"][0]
+
+
+def test_the_accountant_stays():
+    engine, *_ = make()
+    with pytest.raises(AttributeError):
+        engine.accountant = None

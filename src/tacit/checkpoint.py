@@ -185,8 +185,8 @@ def _check_spent(state: Mapping[str, Any], accountant: Accountant, attached: Att
     saved.load_state_dict(state)
     if ledger is None and counted(accountant.history) - counted(saved.history):
         raise CheckpointError(
-            f"{path} knows of {saved.steps} releases, and not of all {accountant.steps} of this engine: loading it would "
-            "forget spent budget. Load it into a new PrivacyEngine, and count both runs. Nothing was changed."
+            f"{path} knows of {saved.steps} releases, and not of all {accountant.steps} of this engine: loading it "
+            "would forget spent budget. Load it into a new PrivacyEngine, and count both runs. Nothing was changed."
         )
     if ledger is not None and counted(saved.history) - counted(ledger.history()):
         raise CheckpointError(

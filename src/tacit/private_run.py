@@ -24,15 +24,16 @@ from tacit.uses import TUNER
 
 
 class PrivateRun:
-    """The part of a PrivacyEngine that needs no attaching.
-
-    Attributes:
-        accountant: records every release.
-    """
+    """The part of a PrivacyEngine that needs no attaching."""
 
     def __init__(self, accountant: Accountant) -> None:
-        self.accountant = accountant
+        self._accountant = accountant
         self._attachment: Attachment | None = None
+
+    @property
+    def accountant(self) -> Accountant:
+        """Records every release. It cannot be replaced: what was released stays on record."""
+        return self._accountant
 
     @property
     def _attached(self) -> Attachment:

@@ -147,6 +147,11 @@ def make_statement(
         | {"python": platform.python_version()},
     }
     facts["warnings"] = _warnings(facts)
+    if len({(release.kind, release.noise_multiplier) for release, _ in accountant.history}) > 1:
+        facts["warnings"].append(
+            "Noise or sampling changed in the course of the releases: mechanism and sampler are the latest ones, and "
+            "epsilon is that of all."
+        )
     return Statement(facts)
 
 
