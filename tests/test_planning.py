@@ -233,7 +233,8 @@ def test_reading_ahead_is_refused_where_rows_are_told_by_their_place(sampling):
     engine, model, _, loader = make(sampling=sampling)
     batches = iter(loader)
     first, _ = next(batches), next(batches)
-    with pytest.raises(SamplingError, match="iterate the loader in step"):
+    # With more padding than the earlier batch had, its last records are where blank rows should be.
+    with pytest.raises(SamplingError, match="iterate the loader in step|should be blank ones"):
         nn.functional.cross_entropy(model(first[0]), first[1]).backward()
     assert engine.accountant.steps == 0
 
