@@ -161,7 +161,7 @@ def run(sampling, mode, make_model=None, **settings):
     private, optimizer, loader, *rest = engine.make_private(
         module=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.0),
-        data_loader=DataLoader(data, batch_size=8, **settings),
+        data_loader=DataLoader(data, batch_size=8, generator=torch.Generator().manual_seed(2), **settings),
         noise_multiplier=0.0,
         max_grad_norm=0.3,
         sampling=sampling,
