@@ -8,8 +8,9 @@ from tests.small_run import RECORDS, epoch, make, step
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from tacit import BatchMemoryManager, PrivacyEngine
+from tacit import BatchMemoryManager, Ledger, PrivacyEngine
 from tacit.accounting import epsilon_interval
+from tacit.accounting.events import counted
 from tacit.errors import BudgetError, ConfigurationError, SamplingError
 from tacit.planning import SAMPLINGS, sampling_of
 from tacit.sampling import (
@@ -75,12 +76,8 @@ class TestEveryChoice:
         sampling = engine.plan.sampling
         for _ in range(3):
             epoch(*parts)
-        planned: dict[object, int] = {}
-        for release, count in sampling.planned(1.0, 3 * sampling.steps_per_epoch):
-            planned[release] = planned.get(release, 0) + count
-        recorded: dict[object, int] = {}
-        for release, count in engine.accountant.history:
-            recorded[release] = recorded.get(release, 0) + count
+        planned = counted(sampling.planned(1.0, 3 * sampling.steps_per_epoch))
+        recorded = counted(engine.accountant.history)
         assert recorded == planned
 
     def test_a_calibrated_run_ends_below_its_target_and_stops_at_a_budget(self, choice):
@@ -299,6 +296,23 @@ def test_users_and_a_sample_index_are_two_answers():
         make(sampling=OBJECTS["users"], sample_index=1)
     with pytest.raises(ConfigurationError, match="padding=False"):
         make(sampling="truncated-poisson", sample_index=1)
+
+
+def test_a_refused_sample_index_touches_nothing(tmp_path):
+    model, book = nn.Linear(3, 2), Ledger(tmp_path / "book")
+    with pytest.raises(ConfigurationError, match="leave sample_index out"):
+        PrivacyEngine().make_private(
+            module=model,
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+            data_loader=LOADER,
+            noise_multiplier=1.0,
+            max_grad_norm=1.0,
+            sampling=OBJECTS["users"],
+            sample_index=1,
+            ledger=book,
+        )
+    assert "forward" not in model.__dict__
+    assert book.summary()["runs"] == []
 
 
 def test_a_sampling_of_another_data_set_is_refused():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from tacit.ledger import Ledger
 from tacit.mechanisms import NoiseSource
 from tacit.optimizer import PrivateOptimizer
 from tacit.plan import PrivacyPlan
-from tacit.sampling import DrawLog, Handout, private_loader
+from tacit.sampling import DrawLog, Handout, Sampling, private_loader
 from tacit.stats import ClipStats
 from tacit.step import Clipper, Factors, Releaser
 from tacit.uses import WORKSPACE, Use
@@ -61,6 +62,8 @@ class Attachment:
         accountant: Accountant,
         ledger: Ledger | None = None,
     ) -> None:
+        if settings.sample_index is not None:  # before anything is touched
+            _check_index(plan.sampling)
         self.module = module
         self.parameters = dict(parameters)
         self.plan = plan
@@ -98,12 +101,6 @@ class Attachment:
         self._release = Releaser(
             lambda: self.plan, self.parameters, self.session.guard, self.draws, self.noise, self._record
         )
-        if settings.sample_index is not None and plan.sampling.units != plan.sampling.records:
-            raise ConfigurationError(
-                "sample_index= and a sampling of users both say which rows are one unit: leave sample_index out."
-            )
-        if settings.sample_index is not None and plan.sampling.padded_size is not None:
-            raise ConfigurationError("sample_index= and padding do not go together: sample with padding=False.")
         self.loader.on_batch = self._look_at
         self.optimizer = PrivateOptimizer(optimizer, self._on_release, self._on_forget)
 
@@ -123,7 +120,7 @@ class Attachment:
         planned = sampling.planned(self.plan.noise_multiplier, releases, epoch=epoch, place=place, draws=draws)
         return planned if self.ledger is None else self.ledger.planned(planned)
 
-    @property
+    @cached_property
     def horizon(self) -> int:
         """How many coming releases are worth looking at."""
         sampling = self.plan.sampling
@@ -186,8 +183,8 @@ class Attachment:
     def _refuse_reading_ahead(self) -> None:
         """Where rows are told by their place in the batch, the batch at hand must be the one that was handed out."""
         sampling = self.plan.sampling
-        told = sampling.padded_size is not None or sampling.units != sampling.records or self.settings.sample_index
-        if told is not None and told is not False and self.draws.skipped:
+        indexed = self.settings.sample_index is not None or sampling.units != sampling.records
+        if self.draws.skipped and (indexed or sampling.padded_size is not None):
             raise SamplingError(
                 "a batch was handed out, and the next one too, before the first was trained on. Whose a row is, or "
                 "that it is blank, is known of the latest batch only: iterate the loader in step, and train on every "
@@ -295,6 +292,16 @@ class Attachment:
         self.session.detach()
         self.optimizer.detach()
         self.catch_up()
+
+
+def _check_index(sampling: Sampling) -> None:
+    """Refuse ``sample_index=`` with a sampling that says by itself what rows are."""
+    if sampling.units != sampling.records:
+        raise ConfigurationError(
+            "sample_index= and a sampling of users both say which rows are one unit: leave sample_index out."
+        )
+    if sampling.padded_size is not None:
+        raise ConfigurationError("sample_index= and padding do not go together: sample with padding=False.")
 
 
 def _overlap(one: Tensor, other: Tensor) -> bool:
