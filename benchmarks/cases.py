@@ -100,6 +100,7 @@ def _resnet(
     return models.resnet(widths, blocks, groups, CLASSES), data
 
 
+_TINY_ENCODER = {"batch": 4, "positions": 6, "vocabulary": 11, "width": 8, "layers": 1, "heads": 2}
 _GPT2 = {"batch": 8, "positions": 128, "vocabulary": 8000, "width": 256, "layers": 4, "heads": 4}
 _TINY_GPT2 = {"batch": 3, "positions": 6, "vocabulary": 11, "width": 8, "layers": 1, "heads": 2}
 
@@ -123,14 +124,14 @@ CASES = (
         "transformer encoder, d = 256, 4 layers, 4 heads, T = 128, batch 16",
         _encoder,
         {"batch": 16, "positions": 128, "vocabulary": 1000, "width": 256, "layers": 4, "heads": 4},
-        {"batch": 4, "positions": 6, "vocabulary": 11, "width": 8, "layers": 1, "heads": 2},
+        _TINY_ENCODER,
     ),
     Case(
         "wide-encoder",
         "transformer encoder, d = 512, 4 layers, 8 heads, T = 64, batch 16",
         _encoder,
         {"batch": 16, "positions": 64, "vocabulary": 1000, "width": 512, "layers": 4, "heads": 8},
-        {"batch": 4, "positions": 6, "vocabulary": 11, "width": 8, "layers": 1, "heads": 2},
+        _TINY_ENCODER,
     ),
     Case(
         "lstm",

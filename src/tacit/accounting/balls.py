@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tacit.accounting.cells import Cells, Direction
-from tacit.accounting.losses import Losses, Mesh, nodes_between, tail_ends
+from tacit.accounting.losses import Losses, Mesh, moments, nodes_between, tail_ends
 from tacit.accounting.pairs import EpochPair
 from tacit.accounting.releases import PoissonRelease
 from tacit.accounting.single_step import poisson_cells
@@ -88,8 +88,9 @@ def _copies(one: Ratios, times: int, mesh: Mesh, each: float) -> Ratios:
 
 def _add(one: Ratios, other: Ratios, mesh: Mesh, lost: float) -> Ratios:
     """The sum of two independent ones, on nodes of ``mesh``."""
-    moments = [_moments(part) for part in (one, other)]
-    mean, deviation = sum(m for m, _ in moments), math.sqrt(sum(v for _, v in moments))
+    means_and_variances = [moments(part.values, part.masses) for part in (one, other)]
+    mean = sum(m for m, _ in means_and_variances)
+    deviation = math.sqrt(sum(v for _, v in means_and_variances))
     least = one.least + other.least
     ends = [tail_ends(part.values, part.masses, (1 + np.maximum(part.values, -1)) * part.masses, lost / 4)
             for part in (one, other)]  # fmt: skip
@@ -128,9 +129,3 @@ def _down(nodes: Array, masses: Array, means: Array, least: float) -> Ratios:
     values = references[there] + means[there] / masses[there]
     order = np.argsort(values, kind="stable")
     return Ratios(values[order], masses[there][order], 0.0, least, upper=False)
-
-
-def _moments(part: Ratios) -> tuple[float, float]:
-    total = float(part.masses.sum())
-    mean = float(part.masses @ part.values) / total
-    return mean, float(part.masses @ (part.values - mean) ** 2) / total

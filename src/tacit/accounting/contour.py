@@ -99,7 +99,11 @@ class Cumulants:
         return max(0.0, float(found.fun))
 
     def __call__(self, theta: float) -> float:
-        sampled = sum(t * part.log for (_, t), part in zip(self.parts, self.tilted(theta), strict=True))
+        return self.of(self.tilted(theta), theta)
+
+    def of(self, tilted: Sequence[Tilted], theta: float) -> float:
+        """K(θ), where the parts were weighed already."""
+        sampled = sum(t * part.log for (_, t), part in zip(self.parts, tilted, strict=True))
         return sampled + self.precision * (theta * theta + theta) / 2
 
 
@@ -175,7 +179,7 @@ def contour(cumulants: Cumulants, epsilon: float) -> Contour | None:
         theta=theta,
         step=step,
         smooth=smooth,
-        scale=cumulants(theta) + smooth * (theta * theta + theta) / 2,
+        scale=cumulants.of(tilted, theta) + smooth * (theta * theta + theta) / 2,
         slack=_ROUNDED * (1 + sum(sizes)),
         mean=(sum(means) + gaussian, sum(map(abs, means)) + gaussian),
         values=values,
@@ -210,7 +214,7 @@ def _step(cumulants: Cumulants, tilted: Sequence[Tilted], theta: float, smooth: 
     for (losses, times), part in zip(cumulants.parts, tilted, strict=True):
         variance += times * float(part.weights @ (losses.values - part.mean) ** 2)
     period = 10 * math.sqrt(variance)
-    size = cumulants(theta) - theta * epsilon - math.log(theta * (theta + 1) * math.sqrt(1 + variance))
+    size = cumulants.of(tilted, theta) - theta * epsilon - math.log(theta * (theta + 1) * math.sqrt(1 + variance))
     for _ in range(12):
         if _aliases(cumulants, theta, smooth, period, epsilon) <= 1e-6 * math.exp(size):
             break

@@ -81,9 +81,14 @@ class Losses:
 
     def moments(self) -> tuple[float, float]:
         """Mean and variance of the finite losses."""
-        total = float(self.masses.sum())
-        mean = float(self.masses @ self.values) / total
-        return mean, float(self.masses @ (self.values - mean) ** 2) / total
+        return moments(self.values, self.masses)
+
+
+def moments(values: Array, masses: Array) -> tuple[float, float]:
+    """Mean and variance of a measure, of whatever total mass."""
+    total = float(masses.sum())
+    mean = float(masses @ values) / total
+    return mean, float(masses @ (values - mean) ** 2) / total
 
 
 def compose(one: Losses, other: Losses, *, mesh: Mesh, lost: float) -> Losses:

@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 
 from tacit.errors import SamplingError
-from tacit.sampling.padding import pad
+from tacit.sampling.padding import IsNamedTuple, pad
 
 
 @runtime_checkable
@@ -17,13 +17,6 @@ class _FetchesMany(Protocol):
     """A dataset with PyTorch's optional ``__getitems__``, which its fetcher prefers."""
 
     def __getitems__(self, indices: list[int]) -> list[Any]: ...
-
-
-@runtime_checkable
-class _NamedTuple(Protocol):
-    _fields: tuple[str, ...]
-
-    def _replace(self, **fields: Any) -> Any: ...
 
 
 class EmptyAwareCollate:
@@ -110,7 +103,7 @@ def _cut_sequence(one: Any, two: Any, where: str) -> Any:
     cut = [_cut(one[i], two[i], f"{where}[{i}]") for i in range(len(one))]
     if type(one) in (list, tuple):
         return type(one)(cut)
-    if isinstance(one, _NamedTuple):
+    if isinstance(one, IsNamedTuple):
         return one._replace(**dict(zip(one._fields, cut, strict=True)))
     raise _refusal(where, one)
 

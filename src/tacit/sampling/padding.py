@@ -14,7 +14,9 @@ from tacit.errors import SamplingError
 
 
 @runtime_checkable
-class _NamedTuple(Protocol):
+class IsNamedTuple(Protocol):
+    """What all named tuples have."""
+
     _fields: tuple[str, ...]
 
     def _replace(self, **fields: Any) -> Any: ...
@@ -47,7 +49,7 @@ def pad(value: Any, rows: int, size: int, where: str) -> Any:
         return clone
     if isinstance(value, (list, tuple)) and not isinstance(value, PackedSequence):
         parts = [pad(part, rows, size, f"{where}[{i}]") for i, part in enumerate(value)]
-        if isinstance(value, _NamedTuple):
+        if isinstance(value, IsNamedTuple):
             return value._replace(**dict(zip(value._fields, parts, strict=True)))
         return type(value)(parts)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
