@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from tacit.accounting.checks import checked_count
+from tacit.accounting.checks import checked_count, checked_rate
 from tacit.accounting.releases import PoissonRelease, Release
-from tacit.errors import ConfigurationError
 from tacit.sampling.base import Sampling, check_some
 from tacit.sampling.draws import Draw
 from tacit.sampling.source import check_source
@@ -92,11 +91,7 @@ class PoissonSampling(Sampling):
     def __post_init__(self) -> None:
         checked_count("records", self.records)
         checked_count("steps_per_epoch", self.steps_per_epoch)
-        if not 0.0 < self.sample_rate <= 1.0:
-            raise ConfigurationError(
-                f"sample_rate is {self.sample_rate!r}; it is the probability that a record joins a batch. "
-                "Pass a number above 0 and at most 1, such as 1 / len(loader)."
-            )
+        checked_rate(self.sample_rate)
 
     @classmethod
     def from_loader(cls, loader: DataLoader[Any]) -> "PoissonSampling":
