@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from tacit.testing import ExactnessReport, check_exactness, private_gradients
 
-MODES = ("auto", "hooks", "ghost")
+MODES = ("auto", "hooks", "ghost", "per_layer")
+"""The last is the default mode with clipping="per_layer", which clips inside the backward."""
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 6e-2}
 
 
@@ -52,6 +53,12 @@ class Exact:
     mode: str
     dtype: torch.dtype
 
+    @property
+    def settings(self) -> dict[str, str]:
+        if self.mode == "per_layer":
+            return {"grad_sample_mode": "auto", "clipping": "per_layer"}
+        return {"grad_sample_mode": self.mode}
+
     def __call__(
         self, model: nn.Module, *inputs: Tensor, batch_first: bool = True, scaled: bool = True
     ) -> ExactnessReport:
@@ -92,7 +99,7 @@ class Exact:
             model,
             loss_fn,
             batch,
-            grad_sample_mode=self.mode,
+            **self.settings,
             criterion=criterion,
             batch_first=batch_first,
             tolerance=TOLERANCE[self.dtype],
@@ -112,7 +119,7 @@ class Exact:
             lambda m, b, criterion: criterion(m(*b), torch.zeros(len(b[0]), dtype=self.dtype)),
             inputs,
             max_grad_norm=1.0,
-            grad_sample_mode=self.mode,
+            **self.settings,
             criterion=_rowwise_loss,
         )
         return sums

@@ -21,6 +21,7 @@ from tacit.errors import ConfigurationError, PrivacyError, SamplingError
 from tacit.explanation import Held, held
 from tacit.first_step import FirstStep, Witness
 from tacit.ghost import GhostClipper
+from tacit.layerwise import LayerwiseClipper
 from tacit.ledger import Ledger
 from tacit.mechanisms import NoiseSource
 from tacit.optimizer import PrivateOptimizer
@@ -72,7 +73,8 @@ class Attachment:
         self.noise = NoiseSource(settings.noise_generator)
         self.draws = DrawLog()
         self.loader = private_loader(loader, plan.sampling, self.draws)
-        self.held: Mapping[str, Held] = {}
+        self.held: dict[str, Held] = {}
+        self._described: dict[str, Held] = {}
         self._used: set[str] = set()
         self._rows: list[Tensor] = []
         self._rows_of = -1
@@ -89,7 +91,8 @@ class Attachment:
         self.planned_steps: int | None = None
         self.first_step: FirstStep | None = None
         clipper = Clipper(lambda: self.plan, self, keep_dense=settings.mode == "hooks")
-        clip = GhostClipper(clipper) if settings.mode == "ghost" else clipper
+        layerwise = LayerwiseClipper(clipper) if not plan.policy.uniform and settings.mode != "hooks" else None
+        clip = GhostClipper(clipper, layerwise) if settings.mode == "ghost" else layerwise or clipper
         self.session = Session(
             module,
             parameters,
@@ -156,6 +159,10 @@ class Attachment:
         """Put a changed plan into force, for coming backwards and releases."""
         self.plan = dataclasses.replace(self.plan, **values)
 
+    def used(self, name: str, use: Use) -> None:
+        """Take note of how gradients are held that are about to be normed."""
+        self._described[name] = held(name, use)
+
     def clipped(self, run: Pass, factors: Factors, uses: Mapping[str, Use]) -> None:
         """Take note of a clipped physical batch."""
         self._release.clipped_to(factors.sensitivity)
@@ -171,11 +178,12 @@ class Attachment:
             self._refuse_rows_seen(run, fresh=fresh)
             self.draws.used(run.real_units, fresh)
         self._used.update(factors.by_name)
-        self.held = {name: held(name, use) for name, use in uses.items()}
+        self.held, self._described = self._described, {}
         self.stats = ClipStats(
             run.real_units,
             factors.norms[: run.real_units].cpu(),
             factors.sensitivity,
+            factors.scaled[: run.real_units].cpu(),
         )
         if self.settings.mode == "hooks":
             self._leave_grad_samples(run, uses)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tacit.accounting.events import adjacency_of, counted
 from tacit.attachment import Attachment, Settings
 from tacit.checking.check import check_model
 from tacit.checking.reference import LossFunction
+from tacit.clipping import Bounds
 from tacit.errors import ConfigurationError
 from tacit.ledger import Ledger
 from tacit.optimizer import PrivateOptimizer
@@ -61,7 +63,7 @@ class PrivacyEngine(PrivateRun):
         optimizer: Optimizer,
         data_loader: DataLoader[Any],
         noise_multiplier: float,
-        max_grad_norm: float,
+        max_grad_norm: Bounds,
         criterion: Callable[..., Any] | None = None,
         batch_first: bool = True,
         loss_reduction: str = "mean",
@@ -82,7 +84,8 @@ class PrivacyEngine(PrivateRun):
                 constants: they get no gradient.
             data_loader: a map-style DataLoader.
             noise_multiplier: standard deviation of the noise, in units of ``max_grad_norm``.
-            max_grad_norm: the bound on the l2 norm of each sample's gradient over all private parameters.
+            max_grad_norm: the bound C on the l2 norm of each sample's gradient over all private parameters; with
+                ``clipping="grouped"`` a bound for each pattern of parameter names.
             criterion: the loss, for ``grad_sample_mode="ghost"`` (default: ``nn.CrossEntropyLoss()``).
             batch_first: whether the model's inputs carry the batch in dimension 0 (else in dimension 1).
             loss_reduction: how the loss reduces over the batch, ``"mean"`` or ``"sum"``. With several backwards before
@@ -92,7 +95,11 @@ class PrivacyEngine(PrivateRun):
             sampling: another way of drawing batches: ``"poisson"``, ``"truncated-poisson"``, ``"balls-in-bins"``,
                 ``"fixed-size"``, ``"full-batch"``, ``"epochs"`` (the loader's own), or an object of
                 :mod:`tacit.sampling`, such as a ``UserPoissonSampling``.
-            clipping: the clipping policy: ``"flat"``.
+            clipping: the clipping policy. ``"flat"``: all parameters together. ``"per_layer"``: each of the K modules
+                that own trainable parameters by itself, to C / √K; clipped inside the backward, so it is cheapest in
+                time and memory, but it changes the gradient's direction. ``"grouped"``: groups of parameters by
+                patterns (as of :mod:`fnmatch`; the first that fits counts), as in
+                ``max_grad_norm={"embedding.*": 0.5, "*": 1.0}``. The noise is that of √ΣC_k².
             grad_sample_mode: ``"auto"``: one backward; ``"hooks"`` (or ``"ew"``): whole per-sample gradients are left
                 in ``p.grad_sample``, ``(B, *p.shape)``, after each backward; ``"ghost"``: two passes, least memory;
                 ``"functorch"``: the whole model under ``torch.vmap``, with a copy of its parameters for each sample.
@@ -111,8 +118,9 @@ class PrivacyEngine(PrivateRun):
             PrivacyError: training this model, or on these batches, would not be covered by epsilon.
         """
         sampled = self._sampled(data_loader, sampling, poisson_sampling)
-        plan = PrivacyPlan(noise_multiplier, max_grad_norm, clipping, loss_reduction, sampled)
         self._check(module, optimizer, grad_sample_mode, criterion)
+        names = _trainable(optimizer, module)
+        plan = PrivacyPlan(noise_multiplier, max_grad_norm, clipping, loss_reduction, sampled, names)
         settings = Settings(
             MODES.get(grad_sample_mode, ""), batch_first, self._generator(noise_generator), sample_index
         )
@@ -127,7 +135,7 @@ class PrivacyEngine(PrivateRun):
         data_loader: DataLoader[Any],
         target_epsilon: float,
         target_delta: float,
-        max_grad_norm: float,
+        max_grad_norm: Bounds,
         epochs: int | None = None,
         steps: int | None = None,
         criterion: Callable[..., Any] | None = None,
@@ -156,8 +164,8 @@ class PrivacyEngine(PrivateRun):
         """
         sampled = self._sampled(data_loader, sampling, poisson_sampling)
         # Everything else is checked before the calibration, which takes a second.
-        draft = PrivacyPlan(1.0, max_grad_norm, clipping, loss_reduction, sampled)
         self._check(module, optimizer, grad_sample_mode, criterion)
+        draft = PrivacyPlan(1.0, max_grad_norm, clipping, loss_reduction, sampled, _trainable(optimizer, module))
         settings = Settings(MODES[grad_sample_mode], batch_first, self._generator(noise_generator), sample_index)
         _check_first(module, check, loss_reduction, settings, criterion)
         planned = planned_steps(sampled, epochs, steps)
@@ -173,7 +181,7 @@ class PrivacyEngine(PrivateRun):
         noise = calibrate(
             history, target_epsilon, target_delta, self.accountant.mechanism(), self.accountant.wanted_adjacency
         )
-        plan = PrivacyPlan(noise, draft.max_grad_norm, clipping, loss_reduction, sampled)
+        plan = replace(draft, noise_multiplier=noise)
         made = self._attach(module, optimizer, data_loader, plan, criterion, settings, book)
         self._attached.planned_steps = self.accountant.steps + planned
         return made
@@ -315,6 +323,11 @@ class PrivacyEngine(PrivateRun):
         if self._attachment is not None:
             self._attachment.loader.resume(max(last_epoch(self.accountant.history), self._attachment.loader.epoch))
             self._attachment.planned_steps = None
+
+
+def _trainable(optimizer: Optimizer, module: nn.Module) -> tuple[str, ...]:
+    """Names of the private parameters that are trained from the first step on."""
+    return tuple(name for name, p in check_attachable(module, optimizer).items() if p.requires_grad)
 
 
 def _check_first(

@@ -16,7 +16,8 @@ class Held:
         name: of the parameter.
         shape: of the parameter.
         strategy: in words.
-        held: bytes that were kept until the clip, of which activations are there anyway.
+        held: bytes that were kept until the clip, of which activations are there anyway. (In two passes, and where
+            groups of parameters have bounds of their own, they are let go of one by one.)
     """
 
     name: str
@@ -41,7 +42,7 @@ class Explanation:
     def text(self) -> str:
         """A table, and what was tried."""
         if not self.parameters:
-            return "No private backward has run yet (or it ran in two passes, which hold nothing)."
+            return "No private backward has run yet."
         width = max(len(one.name) for one in self.parameters)
         lines = [
             f"{one.name:<{width}}  {'×'.join(map(str, one.shape)) or 'scalar':>16}  {one.held / 1e6:8.2f} MB  "

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tacit.capture import ClippedSums, Pass, Term
+from tacit.capture import Clip, ClippedSums, EarlyClip, Pass, Term
 from tacit.errors import PrivacyError, SecondBackwardError
-from tacit.step import Clipper, Factors, by_unit
+from tacit.step import Clipper, Factors, Observer, by_unit
 from tacit.uses import Use, join
 
 
@@ -37,25 +37,34 @@ class GhostTerm(torch.autograd.Function):
 
 
 class GhostClipper:
-    """Clips passes that have deposited terms by two passes, and all others as usual."""
+    """Clips passes that have deposited terms by two passes, and all others as usual.
 
-    def __init__(self, plain: Clipper) -> None:
+    Args:
+        plain: says what factors are.
+        usual: clips the others; by default ``plain``.
+    """
+
+    def __init__(self, plain: Clipper, usual: Clip | None = None) -> None:
         self._plain = plain
+        self._usual = usual or plain
+
+    def early(self, run: Pass) -> EarlyClip | None:
+        return self._usual.early(run)
 
     def __call__(self, run: Pass, recorded: Mapping[str, list[Use]]) -> ClippedSums:
         terms = run.take_terms()
         if not terms:
-            return self._plain(run, recorded)
+            return self._usual(run, recorded)
         if recorded:
             raise SecondBackwardError(
                 "the loss has another term beside the returned criterion, which runs two backwards of its own: each "
                 "sample would be clipped twice. Compute the whole loss with the returned criterion, or all of it "
                 "without: a plain loss gives the same clipped gradient in one backward."
             )
-        norms = _Norms(run)
+        norms = _Norms(run, self._plain.observer)
         _backward(run, terms, norms.take, retain=True)
         factors = self._plain.factors(run, norms.finish(), self._plain.scale(run))
-        self._plain.observe(run, factors, {})
+        self._plain.observer.clipped(run, factors, {})
         sums = _Sums(run, factors)
         _backward(run, terms, sums.take, retain=False)
         return sums
@@ -80,8 +89,9 @@ def _backward(run: Pass, terms: list[tuple[Term, Tensor]], sink: Any, *, retain:
 class _Norms:
     """Squared norms per parameter; a use is dropped as soon as its parameter's last one has come."""
 
-    def __init__(self, run: Pass) -> None:
+    def __init__(self, run: Pass, observer: Observer) -> None:
         self._run = run
+        self._observer = observer
         self._expected = dict(run.contacts)
         self._waiting: dict[str, list[Use]] = {}
         self._squares: dict[str, Tensor] = {}
@@ -99,6 +109,7 @@ class _Norms:
 
     def _close(self, name: str) -> None:
         use = join(self._waiting.pop(name))
+        self._observer.used(name, use)
         self._squares[name] = use.squared_norms()
         use.release()
 

@@ -14,6 +14,7 @@ from tacit.budget import Budget
 from tacit.capture import check_index
 from tacit.checking.check import CheckReport, check_model
 from tacit.checking.reference import LossFunction
+from tacit.clipping import Bounds
 from tacit.errors import ConfigurationError
 from tacit.explanation import Explanation
 from tacit.first_step import FirstStep
@@ -180,13 +181,12 @@ class PrivateRun:
         self._attached.change(noise_multiplier=value)
 
     @property
-    def max_grad_norm(self) -> float:
-        """The clipping bound of coming backwards. It may be set between steps; the noise follows it."""
+    def max_grad_norm(self) -> Bounds:
+        """The clipping bound (or bounds) of coming backwards. It may be set between steps; the noise follows it."""
         return self.plan.max_grad_norm
 
     @max_grad_norm.setter
-    def max_grad_norm(self, value: float) -> None:
-        check_number("max_grad_norm", value, zero=False)
+    def max_grad_norm(self, value: Bounds) -> None:
         self._attached.change(max_grad_norm=value)
 
     @property

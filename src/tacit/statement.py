@@ -136,7 +136,7 @@ def make_statement(
         "expected_batch_size": plan.sampling.expected_batch_size,
         "mechanism": "Gaussian",
         "noise_multiplier": plan.noise_multiplier,
-        "max_grad_norm": plan.max_grad_norm,
+        "max_grad_norm": plan.policy.sensitivity,
         "clipping": plan.clipping,
         "noise_source": noise_source,
         "ledger": ledger,
@@ -185,6 +185,12 @@ def _guarantee(facts: Mapping[str, Any]) -> str:
     )
 
 
+def _over(clipping: str) -> str:
+    if clipping == "flat":
+        return "over all weights, is clipped to"
+    return "clipped in groups of weights, has over all weights at most"
+
+
 def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     rates = "; ".join(
         f"with {float(rate):.3%} false alarms, at most {bound:.3%} true ones"
@@ -205,7 +211,7 @@ def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         (
             "Mechanism",
-            f"The gradient of each {unit}, over all weights, is clipped to an l2 norm of {facts['max_grad_norm']:g}; "
+            f"The gradient of each {unit}, {_over(facts['clipping'])} an l2 norm of {facts['max_grad_norm']:g}; "
             f"Gaussian noise of deviation {scale:.4g} (multiplier {facts['noise_multiplier']:.4g}) is added to every "
             "coordinate of their sum.",
         ),

@@ -20,12 +20,14 @@ class ClipStats:
     Attributes:
         samples: number of samples in the physical batch (0 for an empty one).
         norms: ``(samples,)``, float64, on the CPU: l2 norms before clipping; NaN or infinite where not finite.
-        max_grad_norm: the clipping bound in force.
+        max_grad_norm: the clipping bound in force: the most that a clipped gradient measures.
+        scaled: ``(samples,)``, bool, on the CPU: which samples were scaled down, in any group of parameters.
     """
 
     samples: int
     norms: Tensor
     max_grad_norm: float
+    scaled: Tensor
 
     @property
     def finite_norms(self) -> Tensor:
@@ -38,8 +40,8 @@ class ClipStats:
 
     @property
     def fraction_clipped(self) -> float:
-        """The fraction of the samples whose norm is above the bound; 0 for an empty batch."""
-        return float((self.finite_norms > self.max_grad_norm).sum()) / self.samples if self.samples else 0.0
+        """The fraction of the samples that were scaled down; 0 for an empty batch."""
+        return float((self.scaled & torch.isfinite(self.norms)).sum()) / self.samples if self.samples else 0.0
 
     @property
     def quantiles(self) -> dict[float, float]:

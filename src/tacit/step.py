@@ -38,17 +38,14 @@ class Factors:
         finite: ``(B,)``, bool: which samples have finite gradients; the others contribute nothing.
         by_name: for each parameter, ``(B,)``: what its per-sample gradients are multiplied by.
         sensitivity: the bound C that these factors keep.
-        clipped: how many samples were scaled down.
+        scaled: ``(B,)``, bool: which samples were scaled down anywhere.
     """
 
     norms: Tensor
     finite: Tensor
     by_name: Mapping[str, Tensor]
     sensitivity: float
-
-    @property
-    def clipped(self) -> int:
-        return int((self.norms[self.finite] > self.sensitivity).sum())
+    scaled: Tensor
 
 
 def clipping_factors(
@@ -73,14 +70,15 @@ def clipping_factors(
     """
     if not squares:
         zeros = torch.zeros(samples, dtype=torch.float64, device=like.device)
-        return Factors(zeros, torch.ones_like(zeros, dtype=torch.bool), {}, policy.sensitivity)
+        return Factors(zeros, zeros == 0, {}, policy.sensitivity, zeros != 0)
     norms = torch.stack(list(squares.values())).clamp(min=0).sqrt() * scale
     total = torch.linalg.vector_norm(norms, dim=0)
     finite = torch.isfinite(total)
-    factors = policy.factors(torch.where(finite, norms, 0.0)) * scale
+    factors = policy.factors(torch.where(finite, norms, 0.0), tuple(squares))
+    scaled = (factors < 1).any(0)
     kept = finite & (torch.arange(samples, device=finite.device) < real)
-    factors = torch.where(kept, factors, 0.0)
-    return Factors(total, finite, dict(zip(squares, factors, strict=True)), policy.sensitivity)
+    factors = torch.where(kept, factors * scale, 0.0)
+    return Factors(total, finite, dict(zip(squares, factors, strict=True)), policy.sensitivity, scaled)
 
 
 class ClippedUses:
@@ -109,6 +107,9 @@ class ClippedUses:
 class Observer(Protocol):
     """Is told what each backward clipped; the engine's statistics."""
 
+    def used(self, name: str, use: Use) -> None:
+        """These gradients are about to be normed."""
+
     def clipped(self, run: Pass, factors: Factors, uses: Mapping[str, Use]) -> None: ...
 
 
@@ -123,8 +124,15 @@ class Clipper:
 
     def __init__(self, plan: Callable[[], PrivacyPlan], observer: Observer, *, keep_dense: bool) -> None:
         self._plan = plan
-        self._observer = observer
+        self.observer = observer
         self._keep_dense = keep_dense
+
+    @property
+    def policy(self) -> ClippingPolicy:
+        return self._plan().policy
+
+    def early(self, run: Pass) -> None:
+        """Nothing is clipped before all uses have come."""
 
     def scale(self, run: Pass) -> Tensor | float:
         """A loss that is the mean over B samples has per-sample gradients B times too small.
@@ -142,6 +150,8 @@ class Clipper:
         if self._keep_dense:  # they are for the user's eyes: of the size of single samples' gradients
             uses = {name: Dense(_scaled(use, scale)) for name, use in uses.items()}
             scale = 1.0
+        for name, use in uses.items():
+            self.observer.used(name, use)
         together = small(uses)
         squares = {} if together is None else together.squared_norms()
         squares |= {name: use.squared_norms() for name, use in uses.items() if name not in squares}
@@ -149,17 +159,14 @@ class Clipper:
         if not bool(factors.finite.all()):
             uses = {name: use.without(~factors.finite) for name, use in uses.items()}
             together = None
-        self.observe(run, factors, uses)
-        return ClippedUses(uses, factors, together if self._plan().policy.uniform else None)
-
-    def observe(self, run: Pass, factors: Factors, uses: Mapping[str, Use]) -> None:
-        self._observer.clipped(run, factors, uses)
+        self.observer.clipped(run, factors, uses)
+        return ClippedUses(uses, factors, together if self.policy.uniform else None)
 
     def factors(self, run: Pass, squares: Mapping[str, Tensor], scale: Tensor | float) -> Factors:
         like = next(iter(squares.values()), torch.zeros(()))
         return clipping_factors(
             squares,
-            self._plan().policy,
+            self.policy,
             scale=scale,
             real=run.real_units,
             like=like,

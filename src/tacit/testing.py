@@ -38,6 +38,7 @@ def check_exactness(
     batch_first: bool = True,
     criterion: Callable[..., Any] | None = None,
     tolerance: float | None = None,
+    clipping: str = "flat",
 ) -> ExactnessReport:
     """Compare one private backward with a loop over single samples.
 
@@ -52,6 +53,7 @@ def check_exactness(
         batch_first: as for ``make_private``.
         criterion: the loss, where ``loss_fn`` takes one.
         tolerance: largest relative error of norms and sum; by default 1e-9 in float64, 1e-5 in float32.
+        clipping: ``"flat"`` or ``"per_layer"``.
 
     Returns:
         The errors.
@@ -61,7 +63,7 @@ def check_exactness(
     """
     dim = 0 if batch_first else 1
     reference = single_sample_loop(
-        model, loss_fn, batch, max_grad_norm=max_grad_norm, batch_dim=dim, criterion=criterion
+        model, loss_fn, batch, max_grad_norm=max_grad_norm, batch_dim=dim, criterion=criterion, clipping=clipping
     )
     norms, sums = private_gradients(
         model,
@@ -72,6 +74,7 @@ def check_exactness(
         loss_reduction=loss_reduction,
         batch_first=batch_first,
         criterion=criterion,
+        clipping=clipping,
     )
     report = compare(reference, norms, sums)
     precision = max((p.dtype for p in model.parameters() if p.is_floating_point()), key=lambda t: torch.finfo(t).eps)

@@ -17,7 +17,7 @@ NORMS = st.lists(st.floats(0, 1e30), min_size=1, max_size=5)
 def test_no_sample_contributes_more_than_the_bound(norms, bound):
     policy = FlatClipping(bound)
     parts = torch.tensor(norms, dtype=torch.float64).unsqueeze(1)  # one sample, several parameters
-    factors = policy.factors(parts)
+    factors = policy.factors(parts, [str(i) for i in range(len(norms))])
     contribution = float(torch.linalg.vector_norm(parts * factors))
     assert contribution <= policy.sensitivity * (1 + 1e-12)
     assert len(set(factors.flatten().tolist())) == 1  # the direction is kept

@@ -57,9 +57,25 @@ class Term:
     carrier: Tensor
 
 
-Clip = Callable[["Pass", Mapping[str, list[Use]]], ClippedSums]
-"""Turns the uses of one backward into clipped sums; the engine provides it."""
+class EarlyClip(Protocol):
+    """Takes uses as they come, to clip some before the others."""
 
+    def take(self, name: str, use: Use) -> None: ...
+
+    def restart(self) -> None:
+        """What came before is of a backward that was not finished."""
+
+
+class Clip(Protocol):
+    """Turns the uses of one backward into clipped sums; the engine provides it."""
+
+    def __call__(self, run: Pass, recorded: Mapping[str, list[Use]]) -> ClippedSums: ...
+
+    def early(self, run: Pass) -> EarlyClip | None:
+        """Who takes the uses of private parameters at once; None if nobody."""
+
+
+Finish = Callable[["Pass", Mapping[str, list[Use]]], ClippedSums]
 
 Crossings: TypeAlias = "dict[object, list[list[Crossing | None]]]"
 Promises: TypeAlias = "tuple[dict[str, int], Crossings]"
@@ -82,13 +98,15 @@ class Pass:
         finished: the clipping has run.
         sink: where uses go instead, while two passes run.
         clipped: what the clipping made of the uses.
+        early: who takes uses of parameters at once.
     """
 
     def __init__(
         self,
         samples: int,
-        clip: Clip,
+        finish: Finish,
         *,
+        early: Callable[[Pass], EarlyClip | None] = lambda _: None,
         dummy: bool = False,
         synthetic: bool = False,
         units: Units | None = None,
@@ -107,7 +125,8 @@ class Pass:
         self.sink: Callable[[str, Use], None] | None = None
         self.clipped: ClippedSums | None = None
         self.inputs: list[Tensor] = []
-        self._clip = clip
+        self.early = early(self)
+        self._clip = finish
         self._uses: dict[str, list[Use]] = {}
         self._terms: list[tuple[Term, Tensor]] = []
         self._terms_task = -1
@@ -163,7 +182,12 @@ class Pass:
         if task != self._task:  # what an unfinished backward (saliency, an error) left behind is forgotten
             self._uses.clear()
             self._task = task
-        self._uses.setdefault(name, []).append(use)
+            if self.early is not None:
+                self.early.restart()
+        if self.early is not None and name in self.contacts:  # crossings have names of their own, and wait
+            self.early.take(name, use)
+        else:
+            self._uses.setdefault(name, []).append(use)
 
     def root(self, task: int) -> int:
         """The outermost backward that a backward runs in, as far as recomputations have told."""
@@ -182,7 +206,11 @@ class Pass:
                 "differentiated): each sample would be clipped twice and count up to twice its bound. Sum the "
                 "losses and call backward() once, or run the forward again after the first backward()."
             )
-        uses = self._uses if self._task == task else {}
+        if self._task != task:  # what is left is of a backward that was not finished
+            self._uses.clear()
+            if self.early is not None:
+                self.early.restart()
+        uses = self._uses
         for crossing in (c for calls in self.crossings.values() for call in calls for c in call if c is not None):
             if crossing.name in uses:
                 raise crossing.error("the checkpoint was not recomputed before the batch was clipped")

@@ -213,7 +213,15 @@ class Session:
                 return run, carrier
         padded = at_hand is not None and samples == at_hand[1] and not (self.synthetic or dummy)
         padding = self.padding if padded else 0
-        run = Pass(samples, self._on_finished, dummy=dummy, synthetic=self.synthetic, units=units, padding=padding)
+        run = Pass(
+            samples,
+            self._on_finished,
+            early=self._clip.early,
+            dummy=dummy,
+            synthetic=self.synthetic,
+            units=units,
+            padding=padding,
+        )
         chosen = {name: self.parameters[name] for name in trainable}
         for name, parameter in chosen.items():
             self.guard.watch(name, parameter)  # again, for what was unfrozen since

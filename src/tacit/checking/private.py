@@ -31,6 +31,7 @@ def private_gradients(
     loss_reduction: str = "mean",
     batch_first: bool = True,
     criterion: Callable[..., Any] | None = None,
+    clipping: str = "flat",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Run one private backward on a copy of ``model``, without noise and without a release.
 
@@ -42,12 +43,13 @@ def private_gradients(
     loader = DataLoader(TensorDataset(torch.arange(max(samples, 1))), batch_size=max(samples, 1))
     ghost = grad_sample_mode == "ghost"
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    parameters = check_attachable(model, optimizer)
     attached = Attachment(
         model,
-        check_attachable(model, optimizer),
+        parameters,
         optimizer,
         loader,
-        PrivacyPlan(0.0, max_grad_norm, "flat", loss_reduction, sampling_of(loader)),
+        PrivacyPlan(0.0, max_grad_norm, clipping, loss_reduction, sampling_of(loader), tuple(parameters)),
         Settings(MODES.get(grad_sample_mode, grad_sample_mode), batch_first, None),
         create_accountant("rdp"),
     )

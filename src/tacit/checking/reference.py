@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,7 @@ def single_sample_loop(
     max_grad_norm: float | None = None,
     batch_dim: int = 0,
     criterion: Callable[..., Any] | None = None,
+    clipping: str = "flat",
 ) -> Reference:
     """Differentiate each sample alone, on a float64 copy of ``model``, and clip.
 
@@ -49,6 +50,7 @@ def single_sample_loop(
         max_grad_norm: the bound; by default the median of the norms, so that half of the samples are clipped.
         batch_dim: the batch dimension of every tensor in ``batch``.
         criterion: handed on to ``loss_fn``.
+        clipping: ``"flat"`` or ``"per_layer"``.
     """
     model = without_dropout(copy.deepcopy(model).double())
     extra = () if criterion is None else (criterion,)
@@ -60,17 +62,30 @@ def single_sample_loop(
         model.zero_grad()
         loss_fn(model, one, *extra).backward()
         rows.append({n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in trainable.items()})
-    norms = torch.stack([torch.stack([g.square().sum() for g in row.values()]).sum().sqrt() for row in rows])
+    norms = torch.stack([_norm(row.values()) for row in rows])
     bound = float(norms.median()) if max_grad_norm is None else max_grad_norm
     bound = bound or 1.0
-    sums = {
-        name: sum(
-            (row[name] * min(1.0, bound / max(float(n), 1e-300)) for row, n in zip(rows, norms, strict=True)),
-            torch.zeros_like(p),
-        )
-        for name, p in trainable.items()
-    }
+    sums = {name: torch.zeros_like(p) for name, p in trainable.items()}
+    for group, each in _groups(trainable, bound, flat=clipping == "flat"):
+        for row in rows:
+            factor = min(1.0, each / max(float(_norm(row[name] for name in group)), 1e-300))
+            for name in group:
+                sums[name] += row[name] * factor
     return Reference(norms, sums, bound)
+
+
+def _norm(gradients: Iterable[Tensor]) -> Tensor:
+    return torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+
+
+def _groups(names: Iterable[str], bound: float, *, flat: bool) -> list[tuple[list[str], float]]:
+    """Which parameters are clipped together, and to what."""
+    if flat:
+        return [(list(names), bound)]
+    layers: dict[str, list[str]] = {}
+    for name in names:
+        layers.setdefault(name.rpartition(".")[0], []).append(name)
+    return [(group, bound / len(layers) ** 0.5) for group in layers.values()]
 
 
 def double(value: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,14 @@ class FlatClipping(ClippingPolicy):
     def uniform(self) -> bool:
         return True
 
-    def factors(self, norms: Tensor) -> Tensor:
-        total = torch.linalg.vector_norm(norms, dim=0)
-        factor = torch.where(total > self.max_grad_norm, self.max_grad_norm / total, torch.ones_like(total))
-        return factor.expand_as(norms)
+    def group(self, name: str) -> str:  # noqa: ARG002  there is one
+        return ""
+
+    def factors(self, norms: Tensor, names: Sequence[str]) -> Tensor:  # noqa: ARG002  all alike
+        return bounded(norms, self.max_grad_norm).expand_as(norms)
+
+
+def bounded(norms: Tensor, bound: float) -> Tensor:
+    """``min(1, bound / ‖norms[:, b]‖)`` for each sample b: ``(B,)``."""
+    total = torch.linalg.vector_norm(norms, dim=0)
+    return torch.where(total > bound, bound / total, torch.ones_like(total))
