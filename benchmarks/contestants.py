@@ -76,14 +76,16 @@ def _private(name: str, engine: Any, mode: str) -> Make:
         model, optimizer, loader = _ingredients(case, overrides)
         # Opacus changes its default criterion in place: each gets a new one.
         criterion: Any = case.criterion if engine is PrivacyEngine else nn.CrossEntropyLoss()
-        extra = {"criterion": criterion} if mode == "ghost" else {}
+        extra: dict[str, Any] = {"criterion": criterion} if mode == "ghost" else {}
+        if mode == "per_layer":
+            extra["clipping"] = mode
         model, optimizer, *rest = engine().make_private(
             module=model,
             optimizer=optimizer,
             data_loader=loader,
             noise_multiplier=noise,
             max_grad_norm=MAX_GRAD_NORM,
-            grad_sample_mode=mode,
+            grad_sample_mode="auto" if mode == "per_layer" else mode,
             **extra,
         )
         # With "ghost", tacit returns the criterion last and Opacus returns it third.
@@ -94,7 +96,8 @@ def _private(name: str, engine: Any, mode: str) -> Make:
     return make
 
 
-MODES = ("auto", "ghost", "hooks")
+MODES = ("auto", "ghost", "hooks", "per_layer")
+"""The last clips layer by layer; the others all together."""
 
 
 def tacit_contestants(modes: Sequence[str] = MODES) -> list[Make]:

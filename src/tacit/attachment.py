@@ -18,7 +18,7 @@ from tacit.budget import Budget
 from tacit.capture import Pass, Session, read_field
 from tacit.criterion import PrivateCriterion
 from tacit.errors import ConfigurationError, PrivacyError, SamplingError
-from tacit.explanation import Held, held
+from tacit.explanation import Note, note
 from tacit.first_step import FirstStep, Witness
 from tacit.ghost import GhostClipper
 from tacit.layerwise import LayerwiseClipper
@@ -27,26 +27,10 @@ from tacit.mechanisms import NoiseSource
 from tacit.optimizer import PrivateOptimizer
 from tacit.plan import PrivacyPlan
 from tacit.sampling import DrawLog, Handout, Sampling, private_loader
+from tacit.settings import Settings
 from tacit.stats import ClipStats
 from tacit.step import Clipper, Factors, Releaser
 from tacit.uses import WORKSPACE, Use
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Settings:
-    """What does not decide epsilon.
-
-    Attributes:
-        mode: ``"auto"``, ``"hooks"``, ``"ghost"`` or ``"functorch"``.
-        batch_first: whether inputs carry the batch in dimension 0.
-        noise_generator: makes the noise reproducible.
-        sample_index: where a batch says which unit of privacy each of its rows belongs to.
-    """
-
-    mode: str
-    batch_first: bool
-    noise_generator: torch.Generator | None
-    sample_index: str | int | None = None
 
 
 class Attachment:
@@ -73,8 +57,8 @@ class Attachment:
         self.noise = NoiseSource(settings.noise_generator)
         self.draws = DrawLog()
         self.loader = private_loader(loader, plan.sampling, self.draws)
-        self.held: dict[str, Held] = {}
-        self._described: dict[str, Held] = {}
+        self.notes: dict[str, Note] = {}
+        self._coming_notes: dict[str, Note] = {}
         self._used: set[str] = set()
         self._rows: list[Tensor] = []
         self._rows_of = -1
@@ -92,7 +76,8 @@ class Attachment:
         self.first_step: FirstStep | None = None
         clipper = Clipper(lambda: self.plan, self, keep_dense=settings.mode == "hooks")
         layerwise = LayerwiseClipper(clipper) if not plan.policy.uniform and settings.mode != "hooks" else None
-        clip = GhostClipper(clipper, layerwise) if settings.mode == "ghost" else layerwise or clipper
+        two_passes = settings.mode == "ghost" or settings.memory_budget is not None
+        clip = GhostClipper(clipper, layerwise) if two_passes else layerwise or clipper
         self.session = Session(
             module,
             parameters,
@@ -100,6 +85,8 @@ class Attachment:
             batch_first=settings.batch_first,
             at_hand=self._batch_at_hand,
             apart=settings.mode == "functorch",
+            memory_budget=settings.memory_budget,
+            measured=settings.tune == "measure",
         )
         self._release = Releaser(
             lambda: self.plan, self.parameters, self.session.guard, self.draws, self.noise, self._record
@@ -161,7 +148,7 @@ class Attachment:
 
     def used(self, name: str, use: Use) -> None:
         """Take note of how gradients are held that are about to be normed."""
-        self._described[name] = held(name, use)
+        self._coming_notes[name] = note(use)
 
     def clipped(self, run: Pass, factors: Factors, uses: Mapping[str, Use]) -> None:
         """Take note of a clipped physical batch."""
@@ -178,7 +165,7 @@ class Attachment:
             self._refuse_rows_seen(run, fresh=fresh)
             self.draws.used(run.real_units, fresh)
         self._used.update(factors.by_name)
-        self.held, self._described = self._described, {}
+        self.notes, self._coming_notes = self._coming_notes, {}
         self.stats = ClipStats(
             run.real_units,
             factors.norms[: run.real_units].cpu(),
