@@ -1,4 +1,4 @@
-"""The command line, from the root of the repository: ``python -m benchmarks run``."""
+"""The command line, from the root of the repository: ``python -m benchmarks run`` or ``scaling``."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import run
+from benchmarks import run, scaling
 from benchmarks.contestants import MODES
 from benchmarks.device import DEVICES, present
 from benchmarks.registry import BY_NAME, GROUPS, QUICK
+from benchmarks.studies import STUDIES
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -19,6 +20,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
     _add_run(commands.add_parser("run", help="time private steps beside plain ones"))
+    _add_scaling(commands.add_parser("scaling", help="how the cost grows with the batch, the width, and so on"))
     for each in commands.choices.values():
         each.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where the JSON lines go")
     return top
@@ -35,6 +37,15 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", action="store_true", help="peak memory as well, each contestant in its own process")
     parser.add_argument("--plot", action="store_true", help="a bar chart beside the JSON lines")
     parser.set_defaults(work=run.command)
+
+
+def _add_scaling(parser: argparse.ArgumentParser) -> None:
+    names = list(STUDIES)
+    parser.add_argument(
+        "--dimension", nargs="+", action="extend", choices=names, help="what to double (default: each in turn)"
+    )
+    parser.add_argument("--rounds", type=_rounds, default=run.ROUNDS, help=f"rounds that count (default {run.ROUNDS})")
+    parser.set_defaults(work=scaling.command)
 
 
 def _add_case(parser: argparse.ArgumentParser) -> None:

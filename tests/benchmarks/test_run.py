@@ -79,6 +79,7 @@ def test_chosen_cases(arguments, names):
         ["run", "--case", "none"],
         ["run", "--rounds", "6"],
         ["run", "--device", "tpu"],
+        ["scaling", "--dimension", "x"],
         [],
     ],
 )
