@@ -1,4 +1,4 @@
-"""The command line, from the root of the repository: ``python -m benchmarks run`` or ``scaling``."""
+"""The command line, from the root of the repository: ``python -m benchmarks run``, ``scaling`` or ``profile``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import run, scaling
+from benchmarks import profiling, run, scaling
 from benchmarks.contestants import MODES
 from benchmarks.device import DEVICES, present
 from benchmarks.registry import BY_NAME, GROUPS, QUICK
@@ -21,6 +21,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
     _add_run(commands.add_parser("run", help="time private steps beside plain ones"))
     _add_scaling(commands.add_parser("scaling", help="how the cost grows with the batch, the width, and so on"))
+    _add_profile(commands.add_parser("profile", help="where the time of a private step goes"))
     for each in commands.choices.values():
         each.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where the JSON lines go")
     return top
@@ -46,6 +47,12 @@ def _add_scaling(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rounds", type=_rounds, default=run.ROUNDS, help=f"rounds that count (default {run.ROUNDS})")
     parser.set_defaults(work=scaling.command)
+
+
+def _add_profile(parser: argparse.ArgumentParser) -> None:
+    _add_case(parser)
+    parser.add_argument("--rounds", type=_rounds, default=15, help="steps that count (default 15)")
+    parser.set_defaults(work=profiling.command)
 
 
 def _add_case(parser: argparse.ArgumentParser) -> None:
