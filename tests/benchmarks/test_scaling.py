@@ -8,6 +8,7 @@ import pytest
 import torch
 from benchmarks.measure import Measurement, Timing
 from benchmarks.studies import STUDIES, stack_theory, tied_theory
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import __main__ as command
 from benchmarks import scaling
@@ -53,8 +54,6 @@ def test_each_value_doubles_one_size(name):
 def test_operations_are_those_that_torch_counts():
     study = tiny(STUDIES["layers"])
     model, data = study.case.make()
-    from torch.utils.flop_counter import FlopCounterMode
-
     with FlopCounterMode(display=False) as counter:
         model.layers[1](torch.relu(model.layers[0](data.tensors[0]))).sum().backward()
     assert counter.get_total_flops() == stack_theory(**study.case.sizes).operations
