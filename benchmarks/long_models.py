@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,8 @@ class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of ``(B, C, H, W)``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        normed: Tensor = super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return normed
 
 
 class ConvNextBlock(nn.Module):
@@ -48,7 +50,8 @@ class ConvNextBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
-        return x + self.down(F.gelu(self.up(y))).permute(0, 3, 1, 2)
+        fed: Tensor = self.down(F.gelu(self.up(y))).permute(0, 3, 1, 2)
+        return x + fed
 
 
 def convnext(widths: Sequence[int], depths: Sequence[int], classes: int) -> nn.Module:
@@ -70,17 +73,16 @@ class Bert(nn.Module):
         super().__init__()
         from transformers import BertConfig, BertForSequenceClassification
 
-        config = BertConfig(
-            vocab_size=vocabulary,
-            max_position_embeddings=positions,
-            hidden_size=width,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            intermediate_size=4 * width,
-            num_labels=classes,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        )
+        sizes: dict[str, Any] = {
+            "vocab_size": vocabulary,
+            "max_position_embeddings": positions,
+            "hidden_size": width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "intermediate_size": 4 * width,
+            "num_labels": classes,
+        }
+        config = BertConfig(**sizes, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
         self.model: nn.Module = BertForSequenceClassification(config)
 
     def forward(self, ids: Tensor) -> Tensor:

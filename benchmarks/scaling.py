@@ -1,4 +1,8 @@
-"""How the cost grows: one dimension doubles, the others stay, and slopes of log time are put beside theory."""
+"""How the cost grows: one dimension doubles, the others stay, and slopes of log time are put beside theory.
+
+All values of a dimension take turns in the same rounds: were they timed one after the other, slopes would be of the
+weather.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import argparse
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -17,7 +21,7 @@ from benchmarks.measure import Measurement, measure
 from benchmarks.studies import STUDIES, Study, Theory
 from benchmarks.table import digits
 
-ROUND_SECONDS = 0.1
+ROUND_SECONDS = 0.05
 NAMES = ("plain", "tacit auto", "tacit auto, no noise")
 SUMMARY = ("cost against", "values", "plain", "theory", "private", "added by the clip", "theory", "noise", "theory")
 DETAILS = ("", "value", "clip reads", "plain, ms", "private, ×", "without noise, ×", "its arithmetic, ×")
@@ -43,13 +47,11 @@ def command(given: argparse.Namespace) -> int:
     found: dict[str, list[Point]] = {}
     for name in dict.fromkeys(given.dimension or STUDIES):
         print(f"{name}: {STUDIES[name].about} {STUDIES[name].values} …", file=sys.stderr)
-        found[name] = []
-        for value in STUDIES[name].values:
-            case = STUDIES[name].at(value)
-            measured = run(case, given.rounds, ROUND_SECONDS)
+        measured = run(STUDIES[name], given.rounds, ROUND_SECONDS)
+        for value, three in measured.items():
             marks = {**surroundings, "study": name, "value": value}
-            records.append(path, [records.record(case, each, marks) for each in measured])
-            found[name].append(point(STUDIES[name], value, measured))
+            records.append(path, [records.record(STUDIES[name].at(value), each, marks) for each in three])
+        found[name] = [point(STUDIES[name], value, three) for value, three in measured.items()]
     print(", ".join(f"{name} {value}" for name, value in surroundings.items()))
     print(f"Median of {given.rounds} rounds. Slopes of log seconds against log value: 1 is proportional, 0 constant.\n")
     print(summary(found))
@@ -58,21 +60,27 @@ def command(given: argparse.Namespace) -> int:
     return 0
 
 
-def run(case: Case, rounds: int, round_seconds: float) -> list[Measurement]:
-    """Plain, private, and private with a noise multiplier of 0, in alternation."""
-    plain, private = contestants(None, ("auto",))
+def run(study: Study, rounds: int, round_seconds: float) -> dict[int, list[Measurement]]:
+    """At each value plain, private, and private with a noise multiplier of 0."""
     with quiet():
-        made = [
-            _named(make(case, noise, {}), name)
-            for make, noise, name in zip((plain, private, private), (1.0, 1.0, 0.0), NAMES, strict=True)
-        ]
-        return measure(made, rounds=rounds, round_seconds=round_seconds)
+        made = [contestant for value in study.values for contestant in _three(study.at(value))]
+        measured = measure(made, rounds=rounds, round_seconds=round_seconds, settle=True)
+    count = len(NAMES)
+    return {
+        value: [_beside(measured[place], each) for each in measured[place : place + count]]
+        for value, place in zip(study.values, range(0, len(measured), count), strict=True)
+    }
 
 
-def _named(contestant: Contestant | None, name: str) -> Contestant:
-    assert contestant is not None
-    contestant.name = name
-    return contestant
+def _three(case: Case) -> list[Contestant]:
+    plain, private = contestants(None, ("auto",))
+    made = [make(case, noise, {}) for make, noise in ((plain, 1.0), (private, 1.0), (private, 0.0))]
+    return [replace(each, name=name) for each, name in zip(made, NAMES, strict=True) if each is not None]
+
+
+def _beside(plain: Measurement, each: Measurement) -> Measurement:
+    """With its ratios to the plain step of the same size, not to that of the first."""
+    return replace(each, ratios=tuple(a.step / b.step for a, b in zip(each.rounds, plain.rounds, strict=True)))
 
 
 def point(study: Study, value: int, measured: Sequence[Measurement]) -> Point:

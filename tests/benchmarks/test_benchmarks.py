@@ -77,6 +77,14 @@ def test_contestants_alternate_after_the_warm_up():
     assert weather.log == warm_up + ["a", "a", "/", "b", "/"] * 3
 
 
+def test_rounds_begin_with_a_step_that_does_not_count():
+    weather = Weather()
+    workers = [Worker("a", weather, 1, 1, 1), Worker("b", weather, 2, 2, 2)]
+    measured = measure(workers, rounds=3, round_seconds=2, settle=True, clock=weather)
+    assert weather.log[7:] == ["a", "a", "a", "/", "b", "b", "/"] * 3
+    assert [(each.steps, each.rounds[0].step) for each in measured] == [(2, 1), (1, 2)]
+
+
 def test_ratio_is_the_median_of_the_ratios_within_rounds():
     weather = Weather()
     plain, private = Worker("plain", weather, 1, 4, 2), Worker("private", weather, 6, 5, 3)

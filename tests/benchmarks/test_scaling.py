@@ -70,6 +70,16 @@ def test_arithmetic_of_the_clip():
     assert edge.clip_operations / 2 == edge.operations / 2 / 6
 
 
+def test_each_size_is_compared_with_its_own_plain_step():
+    measured = scaling.run(tiny(STUDIES["B"]), 3, 0.0)
+    assert list(measured) == [2, 4]
+    for plain, *others in measured.values():
+        assert plain.ratios == (1, 1, 1)
+        for each in others:
+            pairs = zip(each.rounds, plain.rounds, strict=True)
+            assert each.ratios == tuple(own.step / other.step for own, other in pairs)
+
+
 def test_points_are_differences_within_rounds():
     def times(*seconds, ratios=(1, 1, 1)):
         return Measurement("", 1, tuple(Timing(each, 0) for each in seconds), ratios)
