@@ -1,8 +1,9 @@
 """Where the time of a private step goes, beside a plain one.
 
 Parts are timed from outside, in alternation with plain steps. Torch's profiler then says, in steps of its own, which
-share of each part was spent outside torch's operators: that is Python, and autograd's own work. The profiler adds about
-a microsecond to each call, so that shares of parts with many small calls come out too large.
+share of each part was spent outside torch's operators: in Python, in autograd's own work, and in giving memory back to
+the system. The profiler adds about a microsecond to each call, so that shares of parts with many small calls come out
+too large.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ def command(given: argparse.Namespace) -> int:
             records.append(path, [{**surroundings, "case": name, "contestant": contestant, "profile": asdict(each)}])
     print(", ".join(f"{name} {value}" for name, value in surroundings.items()))
     print(
-        f"Medians of {given.rounds} steps. Python: what is outside torch's operators, autograd's own work included.\n"
+        f"Medians of {given.rounds} steps. Python is what is outside torch's operators: autograd's own work and giving "
+        "memory back are in it.\n"
     )
     print(markdown(found))
     print(f"\n{path}", file=sys.stderr)
