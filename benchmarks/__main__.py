@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import profiling, run, scaling
-from benchmarks.contestants import MODES
+from benchmarks.contestants import CHOICES
 from benchmarks.device import DEVICES, present
 from benchmarks.registry import BY_NAME, GROUPS, QUICK
 from benchmarks.studies import STUDIES
@@ -31,7 +31,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     _add_case(parser)
     parser.add_argument("--group", choices=list(GROUPS), default="standard", help="which cases, if none is named")
     parser.add_argument("--against", choices=["opacus"], help="a peer to time as well")
-    parser.add_argument("--modes", nargs="+", choices=MODES, help="tacit's modes to time (default: all)")
+    parser.add_argument("--modes", nargs="+", choices=CHOICES, help="tacit's modes to time (default: auto ghost hooks)")
     parser.add_argument("--device", type=_device, default="cpu", help=f"{' or '.join(DEVICES)} (default: cpu)")
     parser.add_argument("--rounds", type=_rounds, default=run.ROUNDS, help=f"rounds that count (default {run.ROUNDS})")
     parser.add_argument("--quick", action="store_true", help=f"{', '.join(QUICK)} only, and mode auto: under a minute")

@@ -102,8 +102,9 @@ def _private(name: str, engine: Any, mode: str, device: str) -> Make:
     return make
 
 
-MODES = ("auto", "ghost", "hooks", "per_layer")
-"""The last clips layer by layer; the others all together."""
+MODES = ("auto", "ghost", "hooks")
+CHOICES = (*MODES, "per_layer")
+"""The last clips layer by layer, and so takes another step than the others."""
 
 
 def tacit_contestants(modes: Sequence[str] = MODES, device: str = "cpu") -> list[Make]:

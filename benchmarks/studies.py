@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from benchmarks.cases import CLASSES, Case, labels, token_loss
-from tacit.uses import DEFAULT_COSTS
+from tacit.uses import DEFAULT_COSTS, Product
 
 ITEM = 4  # bytes
 
@@ -46,7 +46,7 @@ class Theory:
     def clip_seconds(self) -> float:
         """At the rates of the cost model that chooses between the forms: only its growth is compared."""
         rates = DEFAULT_COSTS
-        return self.clip_operations / rates.flops_per_second + self.clip_bytes / rates.bytes_per_second
+        return self.clip_operations / rates.flops_per_second + self.clip_bytes / rates.far_bytes_per_second
 
     @property
     def ratio(self) -> float:
@@ -119,7 +119,8 @@ def _tied(batch: int, positions: int, vocabulary: int, width: int) -> tuple[nn.M
 
 def stack_theory(batch: int, positions: int, inputs: int, outputs: int, layers: int) -> Theory:
     product = batch * positions * inputs * outputs
-    whole = positions > 1 and DEFAULT_COSTS.stores_outer(batch, positions, inputs, outputs, ITEM)
+    seconds = DEFAULT_COSTS.seconds(Product(batch, positions, inputs, outputs, ITEM))
+    whole = positions > 1 and seconds["stored"] < seconds["gram"]
     return Theory(
         operations=(6 * layers - 2) * product,  # the first layer's input wants no gradient
         clip_operations=0 if whole else layers * _gram_operations(batch, positions, inputs, outputs),

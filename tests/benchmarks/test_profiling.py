@@ -47,7 +47,7 @@ def test_parts_of_a_private_step(name):
     assert IN_EVERY_STEP < set(seconds) <= set(stages.STAGES)
     assert {stages.NORMS, stages.SUMS, stages.CHECKS, stages.NOISE, stages.RELEASE} < set(seconds)
     assert min(seconds.values()) > 0
-    assert (stages.FORMED in seconds) == (name == "resnet")  # tiny matrices have tiny Gram matrices
+    assert stages.FORMED in seconds or name != "resnet"
 
 
 def test_parts_of_a_plain_step():
