@@ -46,7 +46,7 @@ class NoiseSource:
         return "torch.Generator seeded from the operating system's entropy (not cryptographic)"
 
     def each(self, jobs: Sequence[Job], device: torch.device) -> None:
-        """Hand standard normal numbers in float64 to each job, for the parts of its flattened tensor."""
+        """Hand normal numbers in float64, of its deviation, to each job, for the parts of its flattened tensor."""
         if self._given is None and device.type == "cpu":
             self._secure.each(jobs)
             return
@@ -54,7 +54,7 @@ class NoiseSource:
             self._ciphers.setdefault(device, DeviceNormal(device)).each(jobs)
             return
         for job in jobs:
-            job.finish(self._drawn(job.count, device).double(), slice(0, job.count))
+            job.finish(self._drawn(job.count, device).double().mul_(job.deviation), slice(0, job.count))
 
     def normal(self, shape: torch.Size, device: torch.device) -> Tensor:
         """Return independent standard normal numbers in float64."""
