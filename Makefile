@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench examples clean
+.PHONY: demo test strategies lint bench examples clean
 
 # Torch first and pinned: whatever else asks for torch finds it there, and takes no other build.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -19,6 +19,12 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+# All exactness and sensitivity tests with each form of a use forced, one run for each line of forms.
+EXACTNESS := tests/rules tests/models tests/properties tests/capture tests/test_attacks.py tests/test_attacks_picking.py
+strategies: $(VENV)/.installed
+	for forms in gram,pixels stored,grouped gram,unfolded stored,unfolded; do \
+		echo "== $$forms"; $(BIN)/python -m pytest -n 2 --strategies $$forms -m "not choice" $(EXACTNESS) || exit 1; done
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check src tests benchmarks examples

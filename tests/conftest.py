@@ -1,5 +1,6 @@
 """Shared by the whole suite: one way to hold a model to the loop over single samples."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from tacit.errors import MemoryBudgetError
 from tacit.testing import ExactnessReport, check_exactness, private_gradients
-from tacit.uses import DEFAULT_COSTS
+from tacit.uses import DEFAULT_COSTS, TUNER
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 6e-2}
 
@@ -133,6 +134,18 @@ def _same_rates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setattr("tacit.uses.rates.measured", lambda *_: DEFAULT_COSTS)
+        yield
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--strategies", default="", help="force these, such as gram,pixels, wherever they are possible")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _forced(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Choices between forms of a use change nothing beyond rounding: `make strategies` runs all exactness tests so."""
+    names = request.config.getoption("--strategies")
+    with TUNER.forced(*names.split(",")) if names else contextlib.nullcontext():
         yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import pickle
 import tempfile
@@ -17,7 +18,7 @@ from torch.optim import Optimizer
 from tacit.accounting import Accountant, create_accountant
 from tacit.accounting.events import counted
 from tacit.attachment import Attachment
-from tacit.errors import CheckpointError
+from tacit.errors import CheckpointError, ConfigurationError
 from tacit.optimizer import PrivateOptimizer
 
 FORMAT = "tacit-checkpoint"
@@ -74,6 +75,7 @@ def load(
     _check_spent(content["accountant"], accountant, attached, path)
     if attached is not None:
         _check_settings(content["settings"], attached, path)
+    changed = {} if attached is None else _changed(content["settings"], attached, path)
     inner = _inner(optimizer)
     before = copy.deepcopy(module.state_dict()), copy.deepcopy(inner.state_dict())
     try:
@@ -87,8 +89,6 @@ def load(
     if ledger is not None:  # it knows of all that was released since
         accountant.replace(ledger.history())
     if attached is not None:
-        settings = content["settings"]
-        changed = {name: settings[name] for name in ("noise_multiplier", "max_grad_norm") if name in settings}
         attached.change(**changed)
         _restore_generators(attached, content["generators"])
 
@@ -129,6 +129,16 @@ def _check_settings(saved: Mapping[str, Any], attached: Attachment, path: Path) 
     if other:
         shown = "; ".join(f"{name}: {old!r} there, {new!r} here" for name, (old, new) in other.items())
         raise CheckpointError(f"{path} was made with other settings ({shown}). Nothing was changed.")
+
+
+def _changed(saved: Mapping[str, Any], attached: Attachment, path: Path) -> dict[str, Any]:
+    """The saved noise and bounds, if they fit this run."""
+    changed = {name: saved[name] for name in ("noise_multiplier", "max_grad_norm") if name in saved}
+    try:
+        dataclasses.replace(attached.plan, **changed)
+    except ConfigurationError as error:
+        raise CheckpointError(f"{path} does not fit: {error} Nothing was changed.") from error
+    return changed
 
 
 def _generators(attached: Attachment) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from tacit.capture import Clip, ClippedSums, Deposit, EarlyClip, Pass, Term
 from tacit.errors import PrivacyError, SecondBackwardError
 from tacit.step import Clipper, Factors, Observer, by_unit
-from tacit.uses import Use, join
+from tacit.uses import Fingerprint, FullPrecision, Use, join
 
 
 class GhostTerm(torch.autograd.Function):
@@ -60,7 +60,7 @@ class GhostClipper:
         terms = run.take_terms()
         if not terms:
             return self._usual(run, recorded)
-        if recorded:
+        if recorded or (run.early is not None and run.early.busy):
             raise SecondBackwardError(
                 "the loss has another term beside what two passes are run over (the returned criterion's value; under "
                 "a memory_budget the model's outputs): each sample would be clipped twice. Compute the whole loss with "
@@ -70,8 +70,9 @@ class GhostClipper:
         _backward(run, terms, norms.take, retain=True)
         factors = self._plain.factors(run, norms.finish(), self._plain.scale(run))
         self._plain.observer.clipped(run, factors, {})
-        sums = _Sums(run, factors)
+        sums = _Sums(run, factors, norms.seen)
         _backward(run, terms, sums.take, retain=False)
+        sums.check()
         return sums
 
 
@@ -105,6 +106,7 @@ class _Norms:
         self._expected = dict(run.contacts)
         self._waiting: dict[str, list[Use]] = {}
         self._squares: dict[str, Tensor] = {}
+        self.seen: dict[str, list[Fingerprint]] = {}
 
     def take(self, name: str, use: Use) -> None:
         if name in self._squares:
@@ -114,13 +116,15 @@ class _Norms:
             )
         waiting = self._waiting.setdefault(name, [])
         waiting += by_unit([use], self._run)
+        self.seen.setdefault(name, []).append(Fingerprint(waiting[-1]))
         if len(waiting) == self._expected.get(name, 0):
             self._close(name)
 
     def _close(self, name: str) -> None:
         use = join(self._waiting.pop(name))
         self._observer.used(name, use)
-        self._squares[name] = use.squared_norms()
+        with FullPrecision(use.device):
+            self._squares[name] = use.squared_norms()
         use.release()
 
     def finish(self) -> dict[str, Tensor]:
@@ -132,20 +136,46 @@ class _Norms:
 class _Sums:
     """Clipped sums, accumulated as the uses come: nothing is held but the sums."""
 
-    def __init__(self, run: Pass, factors: Factors) -> None:
+    def __init__(self, run: Pass, factors: Factors, seen: Mapping[str, list[Fingerprint]]) -> None:
         self._run = run
+        self._seen = {name: list(several) for name, several in seen.items()}
+        self._differs: list[Tensor] = []
         self._factors = factors
         self._dropped = None if bool(factors.finite.all()) else ~factors.finite
         self._totals: dict[str, Tensor] = {}
 
     def take(self, name: str, use: Use) -> None:
         (use,) = by_unit([use], self._run)
+        expected = self._seen.get(name)
+        if not expected:
+            raise _differ(name)
+        self._differs.append(Fingerprint(use).differs(expected.pop(0)))
         if self._dropped is not None:
             use = use.without(self._dropped)
-        total = use.weighted_sum(self._factors.by_name[name], self._factors.sensitivity)
+        with FullPrecision(use.device):
+            total = use.weighted_sum(self._factors.by_name[name], self._factors.sensitivity)
         use.release()
         known = self._totals.get(name)
         self._totals[name] = total if known is None else known.add_(total)
 
+    def check(self) -> None:
+        """Raise unless the second pass saw what the first one saw: its factors bound nothing else.
+
+        Raises:
+            PrivacyError: it did not.
+        """
+        missing = [name for name, several in self._seen.items() if several]
+        if missing or (self._differs and bool(torch.stack(self._differs).any())):
+            raise _differ(missing[0] if missing else "some parameter")
+
     def sum(self, name: str) -> Tensor | None:
         return self._totals.pop(name, None)
+
+
+def _differ(name: str) -> PrivacyError:
+    return PrivacyError(
+        f"the second of two passes over one forward saw other gradients of {name} than the first, whose norms bound "
+        "them: a checkpoint that draws random numbers of its own (Python's, NumPy's, or preserve_rng_state=False), a "
+        "hook that counts its calls, or a backward that writes into the gradient it was given. Leave that out, or use "
+        'grad_sample_mode="auto" without a memory_budget, where one pass is run.'
+    )

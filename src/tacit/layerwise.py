@@ -13,7 +13,7 @@ from torch import Tensor
 from tacit.capture import ClippedSums, Pass
 from tacit.errors import PrivacyError
 from tacit.step import Clipper, Factors, by_unit
-from tacit.uses import Use, join
+from tacit.uses import FullPrecision, Use, join
 
 
 class LayerwiseClipper:
@@ -50,8 +50,13 @@ class Groups:
         self._expected: dict[str, int] | None = None
         self._waiting: dict[str, dict[str, list[Use]]] = {}
         self._missing: dict[str, int] = {}
+        self._policy = self._clipper.policy  # one for a whole backward, whatever is set meanwhile
         self._closed: dict[str, Factors] = {}
         self._sums: dict[str, Tensor] = {}
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting or self._closed)
 
     def take(self, name: str, use: Use) -> None:
         """Take one use; the last of a group closes it.
@@ -59,7 +64,7 @@ class Groups:
         Raises:
             PrivacyError: the group was clipped already: its samples would get their bound twice.
         """
-        group = self._clipper.policy.group(name)
+        group = self._policy.group(name)
         if group in self._closed:
             raise PrivacyError(
                 f"more gradients of {name!r} arrived than its forward announced, after its group was clipped. Use "
@@ -77,7 +82,7 @@ class Groups:
         if self._expected is None:
             self._expected = {}
             for name, count in self._run.contacts.items():
-                group = self._clipper.policy.group(name)
+                group = self._policy.group(name)
                 self._expected[group] = self._expected.get(group, 0) + count
         return self._expected
 
@@ -85,13 +90,14 @@ class Groups:
         uses = {name: join(several) for name, several in self._waiting.pop(group).items()}
         for name, use in uses.items():
             self._clipper.observer.used(name, use)
-        squares = {name: use.squared_norms() for name, use in uses.items()}
-        factors = self._clipper.factors(self._run, squares, self._clipper.scale(self._run))
-        finite = bool(factors.finite.all())
-        for name, use in uses.items():
-            kept = use if finite else use.without(~factors.finite)
-            self._sums[name] = kept.weighted_sum(factors.by_name[name], factors.sensitivity)
-            use.release()
+        with FullPrecision(next(iter(uses.values())).device):
+            squares = {name: use.squared_norms() for name, use in uses.items()}
+            factors = self._clipper.factors(self._run, squares, self._clipper.scale(self._run), self._policy)
+            finite = bool(factors.finite.all())
+            for name, use in uses.items():
+                kept = use if finite else use.without(~factors.finite)
+                self._sums[name] = kept.weighted_sum(factors.by_name[name], factors.sensitivity)
+                use.release()
         self._closed[group] = factors
 
     def finish(self) -> Groups:
@@ -104,12 +110,12 @@ class Groups:
     def _together(self) -> Factors:
         closed = list(self._closed.values())
         if not closed:
-            return self._clipper.factors(self._run, {}, 1.0)
+            return self._clipper.factors(self._run, {}, 1.0, self._policy)
         return Factors(
             torch.linalg.vector_norm(torch.stack([each.norms for each in closed]), dim=0),
             torch.stack([each.finite for each in closed]).all(0),
             {name: factor for each in closed for name, factor in each.by_name.items()},
-            closed[0].sensitivity,
+            self._policy.sensitivity,
             torch.stack([each.scaled for each in closed]).any(0),
         )
 

@@ -41,6 +41,9 @@ class PrivacyPlan:
     def __post_init__(self) -> None:
         check_number("noise_multiplier", self.noise_multiplier, zero=True)
         check_bounds(self.max_grad_norm)
+        own = self.max_grad_norm  # a copy of plain numbers: nobody changes it, and it goes into checkpoints
+        plain = {key: float(each) for key, each in own.items()} if isinstance(own, Mapping) else float(own)
+        object.__setattr__(self, "max_grad_norm", plain)
         if self.loss_reduction not in LOSS_REDUCTIONS:
             raise ConfigurationError(
                 f"loss_reduction={self.loss_reduction!r}: say 'mean' or 'sum', as your loss reduces over the batch."

@@ -13,7 +13,9 @@ For one logical batch drawn by a sampler with a known accounting event:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -26,7 +28,7 @@ from tacit.errors import PrivacyError
 from tacit.mechanisms import NoiseSource, add_gaussian_noise
 from tacit.plan import PrivacyPlan
 from tacit.sampling import DrawLog
-from tacit.uses import Dense, Together, Use, join, small
+from tacit.uses import Dense, FullPrecision, Together, Use, join, small
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +91,19 @@ class ClippedUses:
         self._factors = factors
         self._together = together
         self._sums: dict[str, Tensor] = {}
+        self._full = lru_cache(FullPrecision)
 
     def sum(self, name: str) -> Tensor | None:
         use = self._uses.pop(name, None)
         if use is None:
             return None
         factors = self._factors.by_name[name]
-        if self._together is not None and name in self._together.names:
-            if not self._sums:  # all have the same factors
-                self._sums = self._together.weighted_sums(factors)
-            return self._sums.pop(name)
-        total = use.weighted_sum(factors, self._factors.sensitivity)
+        with self._full(use.device):
+            if self._together is not None and name in self._together.names:
+                if not self._sums:  # all have the same factors
+                    self._sums = self._together.weighted_sums(factors)
+                return self._sums.pop(name)
+            total = use.weighted_sum(factors, self._factors.sensitivity)
         use.release()
         return total
 
@@ -157,8 +161,9 @@ class Clipper:
         for name, use in uses.items():
             self.observer.used(name, use)
         together = small(uses)
-        squares = {} if together is None else together.squared_norms()
-        squares |= {name: use.squared_norms() for name, use in uses.items() if name not in squares}
+        with _in_full(uses):
+            squares = {} if together is None else together.squared_norms()
+            squares |= {name: use.squared_norms() for name, use in uses.items() if name not in squares}
         factors = self.factors(run, squares, scale)
         if not bool(factors.finite.all()):
             uses = {name: use.without(~factors.finite) for name, use in uses.items()}
@@ -166,16 +171,27 @@ class Clipper:
         self.observer.clipped(run, factors, uses)
         return ClippedUses(uses, factors, together if self.policy.uniform else None)
 
-    def factors(self, run: Pass, squares: Mapping[str, Tensor], scale: Tensor | float) -> Factors:
+    def factors(
+        self,
+        run: Pass,
+        squares: Mapping[str, Tensor],
+        scale: Tensor | float,
+        policy: ClippingPolicy | None = None,
+    ) -> Factors:
         like = next(iter(squares.values()), torch.zeros(()))
         return clipping_factors(
             squares,
-            self.policy,
+            policy or self.policy,
             scale=scale,
             real=run.real_units,
             like=like,
             samples=run.clipped_units,
         )
+
+
+def _in_full(uses: Mapping[str, Use]) -> AbstractContextManager[None]:
+    use = next(iter(uses.values()), None)
+    return nullcontext() if use is None else FullPrecision(use.device)
 
 
 def by_unit(uses: Sequence[Use], run: Pass) -> Sequence[Use]:

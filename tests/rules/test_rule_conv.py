@@ -133,6 +133,7 @@ def test_forms_that_need_much_memory_are_not_tried(monkeypatch: pytest.MonkeyPat
     assert tried == TUNER.found
 
 
+@pytest.mark.choice
 def test_similar_batches_share_a_choice() -> None:
     tried = len(TUNER.found)
     layer = [torch.randn(5, 11, 3, 3), Geometry((1, 1), (1, 1), (1, 1), 1)]

@@ -36,12 +36,14 @@ def test_linear_with_a_frozen_half(exact: Any, frozen: str) -> None:
     exact(layer, torch.randn(3, 4, 4), scaled=False)
 
 
+@pytest.mark.choice
 def test_linear_wide_enough_for_gram_matrices(exact_any: Any) -> None:
     layer, x = nn.Linear(96, 80), torch.randn(3, 2, 96)
     assert isinstance(outer_use(x, torch.randn(3, 2, 80), layer.weight.shape, room=Room()), Outer)
     exact_any(layer, x)
 
 
+@pytest.mark.choice
 def test_linear_long_enough_for_dense_gradients(exact_any: Any) -> None:
     layer, x = nn.Linear(3, 2), torch.randn(3, 40, 3)
     assert isinstance(outer_use(x, torch.randn(3, 40, 2), layer.weight.shape, room=Room()), Dense)

@@ -43,7 +43,7 @@ def test_forced_where_it_is_possible():
     assert tuner.found == {}
     with pytest.raises(KeyError), tuner.forced("one"):
         raise KeyError
-    assert tuner._forced is None
+    assert tuner._forced == ()
 
 
 def test_what_was_not_possible_before_is_not_chosen():

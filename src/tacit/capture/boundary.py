@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tacit.capture.guard import LeakGuard
 from tacit.capture.marks import map_tensors, mark_of, set_mark, tensors_in
 from tacit.capture.passes import Pass, Term
 from tacit.errors import MemoryBudgetError, PrivacyError
@@ -22,6 +23,7 @@ class Boundary(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, carrier: Tensor, run: Pass, term: Term) -> tuple[Tensor, ...]:
         ctx.run, ctx.term = run, term
+        ctx.shared = [(value, value._version) for value in _sharing(term.outputs)]
         ctx.set_materialize_grads(False)
         return tuple(value.detach() for value in term.outputs)
 
@@ -33,15 +35,22 @@ class Boundary(torch.autograd.Function):
                 "memory_budget each is differentiated twice, and the samples of the earlier would count twice. Give "
                 "it as an argument, or detach() it."
             )
+        if any(value._version != version for value, version in ctx.shared):
+            raise MemoryBudgetError(
+                "outputs of the model that share memory were changed in place after its forward: behind the boundary "
+                "that this memory_budget needs, a change of one is not seen in the gradient of the other. Change a "
+                "copy, or raise memory_budget."
+            )
         ctx.run.deposit(ctx.term, gradients)
         return None, None, None
 
 
-def bounded(out: Any, run: Pass, carrier: Tensor) -> Any:
+def bounded(out: Any, run: Pass, carrier: Tensor, guard: LeakGuard) -> Any:
     """Return a forward's output behind a boundary.
 
     Raises:
         MemoryBudgetError: two passes cannot be run over this forward.
+        LeakError: an output depends on a private parameter by a way that does not pass the clipping.
     """
     if run.plain_only:
         raise MemoryBudgetError(
@@ -54,9 +63,22 @@ def bounded(out: Any, run: Pass, carrier: Tensor) -> Any:
     chosen = {id(value): value for value in tensors_in(out) if value.requires_grad}
     if not chosen:
         return out
+    alone = [guard.check_graph(value, carrier) for value in chosen.values()]  # each, for a leak is worse
+    if not all(alone):
+        raise MemoryBudgetError(
+            "an output of the model depends on something else that wants a gradient (a parameter that the private "
+            "optimizer does not step, or a tensor from outside), to which two passes would give none. Freeze or "
+            "detach() it, or raise memory_budget, so that one pass is run."
+        )
     values = Boundary.apply(carrier, run, Term(tuple(chosen.values()), carrier))
     behind = dict(zip(chosen, values, strict=True))
     return map_tensors(lambda value: _marked(value, behind.get(id(value), value)), out)
+
+
+def _sharing(values: tuple[Tensor, ...]) -> list[Tensor]:
+    """Those that share memory with another one."""
+    addresses = [value.untyped_storage().data_ptr() for value in values]
+    return [value for value, address in zip(values, addresses, strict=True) if addresses.count(address) > 1]
 
 
 def _marked(before: Tensor, after: Tensor) -> Tensor:

@@ -166,7 +166,8 @@ class CaptureContact(Contact):
         if mark.layout.samples != self._frame.run.samples:
             raise LayoutError(
                 f"{self.where()}: an operand has {mark.layout.samples} samples, the forward that reads it "
-                f"{self._frame.run.samples}. Detach what is kept from an earlier batch and pass it as an input."
+                f"{self._frame.run.samples}. Keep nothing of one batch for the next: its records would move a later "
+                "release, too."
             )
         return mark.layout
 

@@ -168,6 +168,10 @@ class DerivedSlot(Slot):
         self._value = value
         self._leaves = leaves
 
+    @property
+    def room(self) -> Room:
+        return self._leaves[0][1].room
+
     def record_rows(self, g: Tensor, dim: int, layout: Layout) -> None:
         """Rows that were looked up by constant numbers, such as positions, are uses of the table itself."""
         ids = looked_up(self._value)

@@ -62,6 +62,10 @@ Deposit = tuple[Term, tuple[Tensor | None, ...]]
 class EarlyClip(Protocol):
     """Takes uses as they come, to clip some before the others."""
 
+    @property
+    def busy(self) -> bool:
+        """Whether any have come in this backward."""
+
     def take(self, name: str, use: Use) -> None: ...
 
     def restart(self) -> None:
@@ -144,6 +148,7 @@ class Pass:
         self._terms: list[Deposit] = []
         self._terms_task = -1
         self._task = -1
+        self._left: set[int] = set()
         self._roots: dict[int, int] = {}
 
     @property
@@ -193,7 +198,9 @@ class Pass:
                     "use_reentrant=True recomputed it too late. Use use_reentrant=False."
                 )
             return  # a later backward; it is refused when it reaches the gates, and may want inputs' gradients only
+        self._refuse_resumed(task)
         if task != self._task:  # what an unfinished backward (saliency, an error) left behind is forgotten
+            self._left.add(self._task)
             self._uses.clear()
             self._task = task
             self.room.open()
@@ -203,6 +210,13 @@ class Pass:
             self.early.take(name, use)
         else:
             self._uses.setdefault(name, []).append(use)
+
+    def _refuse_resumed(self, task: int) -> None:
+        if task != -1 and task in self._left:
+            raise SecondBackwardError(
+                "a backward ran inside another one over the same forward (autograd.grad in a hook), and what the outer "
+                "one had found was lost. Run them one after the other."
+            )
 
     def root(self, task: int) -> int:
         """The outermost backward that a backward runs in, as far as recomputations have told."""
@@ -221,6 +235,7 @@ class Pass:
                 "differentiated): each sample would be clipped twice and count up to twice its bound. Sum the "
                 "losses and call backward() once, or run the forward again after the first backward()."
             )
+        self._refuse_resumed(task)
         if self._task != task:  # what is left is of a backward that was not finished
             self._uses.clear()
             if self.early is not None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from tacit.capture.contact import CaptureContact, Frame
 from tacit.capture.crossings import Crossing, crossing_of, leave_checkpoint, set_crossing, settle
 from tacit.capture.entrance import Entrance
+from tacit.capture.frames import in_reentrant_checkpoint
 from tacit.capture.marks import Mark, mark_of, set_mark, tensors_in
 from tacit.capture.passes import Pass, current_task
 from tacit.capture.running import Runner
@@ -41,8 +42,8 @@ class Recomputation:
         if known is None or known[0] is not run:
             known = self._known[entrance] = (run, {})
         known[1][tuple(t.shape for t in tensors)] = [(mark_of(t), crossing_of(t)) for t in tensors]
-        if not torch.is_grad_enabled():
-            run.plain_only = True  # perhaps reentrant checkpointing, which a norm pass cannot cross
+        if not torch.is_grad_enabled() and in_reentrant_checkpoint():
+            run.plain_only = True  # a norm pass cannot cross it
 
     def note(self, entrance: Entrance) -> None:
         """A module runs outside any forward of ours and without gradients. Within a backward that may be a checkpoint

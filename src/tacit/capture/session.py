@@ -143,6 +143,7 @@ class Session:
             tensors = list(tensors_in((args, kwargs)))
         units = self._units(samples)
         run, carrier = self._open(max(samples, 1), trainable, units, dummy=samples == 0)
+        before = run.promises(), run.plain_only, run.bounded
         run.plain_only |= any(t.requires_grad for t in tensors)
         fresh = [t for t in tensors if mark_of(t) is None]
         try:
@@ -159,6 +160,10 @@ class Session:
                 out = self._behind_boundary(run, carrier, out)
             elif run.plain_only:
                 out = map_tensors(lambda value: _keep_mark(value, tie(carrier, value)), out)
+        except BaseException:  # the pass is as if this forward had not been
+            promises, run.plain_only, run.bounded = before
+            run.take_back(promises)
+            raise
         finally:
             for value in fresh:
                 clear_mark(value)
@@ -176,7 +181,7 @@ class Session:
                 "(BatchMemoryManager), or raise memory_budget."
             )
         run.bounded = run.room.each = True
-        return bounded(out, run, carrier)
+        return bounded(out, run, carrier, self.guard)
 
     def _samples(self, entrance: Entrance, tensors: list[Tensor]) -> int | None:
         at_hand = None if self.synthetic else self._at_hand()

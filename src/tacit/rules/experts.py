@@ -28,7 +28,10 @@ class GroupedFunction(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(SENTINEL, x, weight, expert)
         ctx.settings = layout, slot
-        return _product(x, weight, expert)
+        y = _product(x, weight, expert)
+        if slot is not None:
+            slot.room.expect(x.nbytes + y.nbytes)
+        return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:

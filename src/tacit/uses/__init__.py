@@ -3,12 +3,15 @@
 from tacit.uses.base import Use
 from tacit.uses.cost import DEFAULT_COSTS, CostModel, Product
 from tacit.uses.dense import Dense
+from tacit.uses.fast_matmul import FastMatmul
+from tacit.uses.fingerprint import Fingerprint
 from tacit.uses.gather import Gather
 from tacit.uses.join import TableAndHead, join
 from tacit.uses.layout import Layout
 from tacit.uses.numerics import wide
 from tacit.uses.outer import Gram, Outer
 from tacit.uses.patches import Geometry, Patches, gradients, row_gradients, unfold
+from tacit.uses.precision import FullPrecision
 from tacit.uses.rates import costs_of
 from tacit.uses.room import SHARE, Room, free_memory
 from tacit.uses.routed import Routed
@@ -25,6 +28,9 @@ __all__ = [
     "WORKSPACE",
     "CostModel",
     "Dense",
+    "FastMatmul",
+    "Fingerprint",
+    "FullPrecision",
     "Gather",
     "Geometry",
     "Gram",

@@ -30,6 +30,15 @@ class Use(ABC):
     product: Product | None = None
     tried: Hashable = None
 
+    @property
+    @abstractmethod
+    def parts(self) -> tuple[Tensor, ...]:
+        """All that ``G`` is made of; each has the samples in dimension 0."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts[0].device
+
     @abstractmethod
     def squared_norms(self) -> Tensor:
         """Return ``sum(G[b]**2)`` for each sample: shape ``(B,)``, float64."""

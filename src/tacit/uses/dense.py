@@ -25,6 +25,10 @@ class Dense(Use):
         self.samples = gradients.shape[0]
         self.shape = gradients.shape[1:]
 
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        return (self.gradients,)
+
     def squared_norms(self) -> Tensor:
         return sample_squares(self.gradients)
 

@@ -40,6 +40,10 @@ class Gather(Use):
             self._segments = torch.zeros_like(ids).scatter_(1, segment, ids), sums
         return self._segments
 
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        return self.ids, self.g
+
     def squared_norms(self) -> Tensor:
         return sample_squares(self.segments()[1])
 

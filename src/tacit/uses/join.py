@@ -28,6 +28,10 @@ class TableAndHead(Use):
         self.samples = table.samples
         self.shape = table.shape
 
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        return (*self.table.parts, *self.head.parts)
+
     def squared_norms(self) -> Tensor:
         table, head = self.table.squared_norms(), self.head.squared_norms()
         squares = table + head + 2 * self._inner_products()

@@ -43,6 +43,10 @@ class Outer(Use):
         self.shape = shape
         self.flipped = flipped
 
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        return self.a, self.g
+
     def squared_norms(self) -> Tensor:
         """Gram identity: ``‖G[b]‖² = sum_{t,s} (a_t·a_s)(g_t·g_s)`` (Goodfellow 2015, arXiv:1510.01799)."""
         if self.a.shape[1] == 1:

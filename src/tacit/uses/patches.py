@@ -48,6 +48,10 @@ class Patches(Use):
         self.shape = shape
         self.geometry = geometry
 
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        return self.x, self.g
+
     def squared_norms(self) -> Tensor:
         x, rows = wide(self.x), wide(self.g).flatten(2)
         patches = self._patch_grams(x)

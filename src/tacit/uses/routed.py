@@ -27,6 +27,10 @@ class Routed(Use):
         sizes = (a.shape[2], g.shape[2]) if flipped else (g.shape[2], a.shape[2])
         self.shape = torch.Size((experts, *sizes))
 
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        return self.a, self.g, self.expert
+
     def squared_norms(self) -> Tensor:
         """``‖G[b]‖² = sum_{t,s} (a_t·a_s)(g_t·g_s)[e_t = e_s]``: the Gram identity within each expert."""
         a, g = wide(self.a), wide(self.g)

@@ -30,7 +30,7 @@ class Tuner:
 
     def __init__(self) -> None:
         self.found: dict[Hashable, dict[str, float]] = {}
-        self._forced: str | None = None
+        self._forced: tuple[str, ...] = ()
 
     def choose(self, key: Hashable, attempts: Mapping[str, Attempt], guess: str) -> str:
         """The name of the quickest attempt.
@@ -40,8 +40,9 @@ class Tuner:
             attempts: what to try. All must be free of side effects.
             guess: which of them to take where results must be the same in every process.
         """
-        if self._forced is not None and self._forced in attempts:
-            return self._forced
+        forced = self._forced_of(attempts)
+        if forced is not None:
+            return forced
         if len(attempts) == 1 or torch.are_deterministic_algorithms_enabled():
             return guess if guess in attempts else next(iter(attempts))
         if key not in self.found:
@@ -58,14 +59,18 @@ class Tuner:
     ) -> str:
         """The name of the attempt that is predicted to be the quickest, or, if asked to ``measure``, that is."""
         guess = min(predicted, key=predicted.__getitem__)
-        if self._forced is not None and self._forced in attempts:
-            return self._forced
+        forced = self._forced_of(attempts)
+        if forced is not None:
+            return forced
         return self.choose(key, attempts, guess) if measure else guess
 
+    def _forced_of(self, attempts: Mapping[str, Attempt]) -> str | None:
+        return next((name for name in self._forced if name in attempts), None)
+
     @contextmanager
-    def forced(self, name: str) -> Iterator[None]:
-        """Choose this strategy wherever it is possible, for tests."""
-        before, self._forced = self._forced, name
+    def forced(self, *names: str) -> Iterator[None]:
+        """Choose the first of these strategies that is possible, for tests."""
+        before, self._forced = self._forced, names
         try:
             yield
         finally:

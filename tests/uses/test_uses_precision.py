@@ -1,0 +1,103 @@
+"""Norms and clipped sums are float32's own, whatever precision products have; two passes are told apart."""
+
+import pytest
+import torch
+from torch import nn
+
+from tacit.testing import private_gradients
+from tacit.uses import Dense, Fingerprint, FullPrecision, Gather, Outer
+from tacit.uses.fast_matmul import FastMatmul, is_trusted, probe
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def lowered():
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    yield
+    torch.backends.mkldnn.matmul.fp32_precision = before
+
+
+def test_a_context_raises_the_precision_and_puts_it_back(lowered):
+    full = FullPrecision(CPU)
+    for _ in range(2):
+        with full:
+            assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+
+
+def test_without_a_lower_precision_nothing_is_touched():
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    with FullPrecision(CPU):
+        assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+@pytest.mark.parametrize("mode", ["auto", "ghost"])
+@pytest.mark.parametrize("clipping", ["flat", "per_layer"])
+def test_one_sample_keeps_the_bound_when_products_are_rounded(lowered, mode, clipping):
+    """Inputs and gradients just above the middle between two bfloat16 numbers: each is rounded up, by 2⁻⁹.
+
+    On a processor without bfloat16 units the setting changes nothing, and neither does it here.
+    """
+    layer = nn.Linear(256, 256, bias=False)
+    x = torch.full((1, 4, 256), 1 + 2**-8 + 2**-12)
+    _, sums = private_gradients(
+        layer,
+        lambda m, b, criterion: criterion(m(b[0]) * b[0], b[0]),
+        (x,),
+        max_grad_norm=1.0,
+        grad_sample_mode=mode,
+        clipping=clipping,
+        criterion=lambda out, _: out.flatten(1).sum(1).mean(),
+    )
+    assert float(sums["weight"].double().norm()) <= 1 + 1e-5
+
+
+def test_fast_products_are_tried_out_first(monkeypatch):
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    reason = probe()
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    fast = FastMatmul()
+    monkeypatch.setattr("tacit.uses.fast_matmul.probe", lambda: reason or "slow")
+    with pytest.warns(UserWarning, match="was left out"):
+        fast.begin()
+    assert not fast.on
+    fast.end()
+    monkeypatch.setattr("tacit.uses.fast_matmul.probe", lambda: "")
+    fast.begin()
+    assert fast.on
+    assert is_trusted("bf16")
+    with FullPrecision(CPU):
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    fast.end()
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    assert not is_trusted("bf16")
+
+
+def test_fingerprints_tell_samples_apart():
+    torch.manual_seed(0)
+    a, g = torch.randn(3, 4, 5), torch.randn(3, 4, 6)
+    outer = Outer(a, g, torch.Size((6, 5)))
+    same = Outer(a * (1 + 1e-6), g, torch.Size((6, 5)))
+    assert not bool(Fingerprint(outer).differs(Fingerprint(same)))
+    for other in (a * 1.001, a.flip(0), a.flip(1), -a):
+        assert bool(Fingerprint(outer).differs(Fingerprint(Outer(other, g, torch.Size((6, 5))))))
+
+
+def test_a_sample_that_is_lost_in_both_is_no_difference():
+    lost = torch.ones(2, 3)
+    lost[0, 1] = float("nan")
+    whole = torch.ones(2, 3)
+    assert not bool(Fingerprint(Dense(lost)).differs(Fingerprint(Dense(lost.clone()))))
+    assert bool(Fingerprint(Dense(lost)).differs(Fingerprint(Dense(whole))))
+    assert bool(Fingerprint(Dense(whole)).differs(Fingerprint(Dense(lost))))
+
+
+def test_other_rows_or_shapes_are_a_difference():
+    g = torch.ones(2, 3, 4)
+    ids = torch.tensor([[0, 1, 2], [3, 3, 3]])
+    table = Gather(ids, g, 5)
+    assert not bool(Fingerprint(table).differs(Fingerprint(Gather(ids.clone(), g.clone(), 5))))
+    assert bool(Fingerprint(table).differs(Fingerprint(Gather(ids.flip(1), g, 5))))
+    assert bool(Fingerprint(table).differs(Fingerprint(Gather(ids[:, :2], g[:, :2], 5))))
