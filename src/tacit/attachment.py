@@ -15,20 +15,23 @@ from torch.utils.data import DataLoader
 
 from tacit.accounting import Accountant, Release
 from tacit.budget import Budget
-from tacit.capture import Pass, Session, read_field
+from tacit.capture import AveragedGuard, Pass, Session, read_field
 from tacit.criterion import PrivateCriterion
+from tacit.distributed import Averaging, Group
 from tacit.errors import ConfigurationError, PrivacyError, SamplingError
 from tacit.explanation import Held, held
 from tacit.first_step import FirstStep, Witness
 from tacit.ghost import GhostClipper
+from tacit.joint import Book, Checksums, plan_facts, shared_key
 from tacit.layerwise import LayerwiseClipper
 from tacit.ledger import Ledger
+from tacit.ledger_copy import LedgerCopy, LedgerState
 from tacit.mechanisms import NoiseSource
 from tacit.optimizer import PrivateOptimizer
 from tacit.plan import PrivacyPlan
-from tacit.sampling import DrawLog, Handout, Sampling, private_loader
+from tacit.sampling import DrawLog, Handout, Part, Sampling, private_loader, user_generator
 from tacit.stats import ClipStats
-from tacit.step import Clipper, Factors, Releaser
+from tacit.step import Clipper, Coming, Factors, Releaser
 from tacit.uses import WORKSPACE, Use
 
 
@@ -61,18 +64,22 @@ class Attachment:
         plan: PrivacyPlan,
         settings: Settings,
         accountant: Accountant,
-        ledger: Ledger | None = None,
+        ledger: Book | None = None,
+        group: Group | None = None,
     ) -> None:
         if settings.sample_index is not None:  # before anything is touched
             _check_index(plan.sampling)
+        self.group = Group(alone=True) if group is None else group
         self.module = module
         self.parameters = dict(parameters)
         self.plan = plan
         self.settings = settings
         self.stats: ClipStats | None = None
-        self.noise = NoiseSource(settings.noise_generator)
+        self.noise = NoiseSource(settings.noise_generator, key=shared_key(self.group, settings.noise_generator))
         self.draws = DrawLog()
-        self.loader = private_loader(loader, plan.sampling, self.draws)
+        drawing = shared_key(self.group, user_generator(loader))
+        part = Part(self.group.rank, self.group.count, drawing)
+        self.loader = private_loader(loader, plan.sampling, self.draws, part=part)
         self.held: dict[str, Held] = {}
         self._described: dict[str, Held] = {}
         self._used: set[str] = set()
@@ -82,10 +89,10 @@ class Attachment:
         self._accountant = accountant
         self.ledger = ledger
         self.budget: Budget | None = None
+        self._known_to_all = 0
         if ledger is not None:
-            sampler = plan.sampling.description
-            unit = plan.sampling.unit
-            ledger.begin(records=plan.sampling.units, sampler=sampler, noise=self.noise.description, unit=unit)
+            self._follow(self.group.from_first(self._begin_run))
+            self._known_to_all = accountant.steps
         accountant.claim(plan.sampling.unit)
         self._warned: set[str] = set()
         self.planned_steps: int | None = None
@@ -93,6 +100,7 @@ class Attachment:
         clipper = Clipper(lambda: self.plan, self, keep_dense=settings.mode == "hooks")
         layerwise = LayerwiseClipper(clipper) if not plan.policy.uniform and settings.mode != "hooks" else None
         clip = GhostClipper(clipper, layerwise) if settings.mode == "ghost" else layerwise or clipper
+        guard = AveragedGuard(required=self.group.count > 1) if self.group.is_set_up else None
         self.session = Session(
             module,
             parameters,
@@ -100,12 +108,44 @@ class Attachment:
             batch_first=settings.batch_first,
             at_hand=self._batch_at_hand,
             apart=settings.mode == "functorch",
+            guard=guard,
+            entered=self._look_around,
         )
+        self.averaging = Averaging(self.group, parameters, guard, ghost=settings.mode == "ghost")
+        self._checksums = Checksums(parameters)
         self._release = Releaser(
-            lambda: self.plan, self.parameters, self.session.guard, self.draws, self.noise, self._record
+            lambda: self.plan,
+            self.parameters,
+            self.session.guard,
+            self.draws,
+            self.noise,
+            self._record,
+            self._agree,
+            self.group.count,
         )
         self.loader.on_batch = self._look_at
-        self.optimizer = PrivateOptimizer(optimizer, self._on_release, self._on_forget)
+        self.optimizer = PrivateOptimizer(optimizer, self._on_release, self._on_forget, self.averaging.hold)
+
+    def _look_around(self) -> None:
+        self.averaging.look()
+
+    def _agree(self, prepare: Callable[[], Coming]) -> Coming:
+        """Prepare a release, if all processes can and are about to release the same."""
+        return self.group.together(prepare, self._facts)
+
+    def _facts(self, coming: Coming) -> dict[str, object]:
+        """What must be the same in all processes for them to release the same, and to count it alike."""
+        return {
+            **plan_facts(self.plan),
+            "the release": coming.event,
+            "batches, by number, epoch and place": [(draw.index, draw.epoch, draw.place) for draw in coming.draws],
+            "standard deviation of the noise": coming.std,
+            "numbers drawn for noise": self.noise.position,
+            "budget": None if self.budget is None else (self.budget.epsilon, self.budget.delta),
+            "releases so far": self._accountant.steps if self.ledger is None else "in the ledger",
+            "trained parameters": [name for name, p in self.parameters.items() if p.requires_grad],
+            **self._checksums.facts(),
+        }
 
     def catch_up(self) -> None:
         """Let the accountant know of what other runs have written into the ledger since."""
@@ -130,15 +170,47 @@ class Attachment:
         alike = len(sampling.planned(1.0, 2 * sampling.steps_per_epoch)) == 1
         return 2**40 if alike else 1000 * sampling.steps_per_epoch
 
+    def _begin_run(self) -> LedgerState:
+        """Begin a run in the ledger; in process 0."""
+        assert isinstance(self.ledger, Ledger)
+        sampling = self.plan.sampling
+        sampler, unit = sampling.description, sampling.unit
+        self.ledger.begin(records=sampling.units, sampler=sampler, noise=self.noise.description, unit=unit)
+        return LedgerState(self.ledger.run, self.ledger.passes)
+
+    def _follow(self, state: LedgerState, release: Release | None = None) -> None:
+        """Take over what process 0 has written; it has so already."""
+        if isinstance(self.ledger, LedgerCopy):
+            self.ledger.follow(state, release)
+            if state.history is not None:
+                self._accountant.replace(state.history)
+
     def _record(self, release: Release, draws: int) -> None:
+        """Put a release on record: once, in process 0's ledger, before any process goes on."""
+        if self.ledger is None:
+            self._check_budget(release, draws)
+        else:
+            release, state = self.group.from_first(lambda: self._written(release, draws))
+            self._follow(state, release)
+        self._accountant.record(release)
+        self._known_to_all = self._accountant.steps
+
+    def _written(self, release: Release, draws: int) -> tuple[Release, LedgerState]:
+        """Write a release into the ledger, and tell what the other processes must know of it."""
+        assert isinstance(self.ledger, Ledger)
         self.catch_up()
         # In the history of all runs, passes of this one have other numbers than its loader gives them.
-        counted = release if self.ledger is None else self.ledger.numbered(release)
+        counted = self.ledger.numbered(release)
+        self._check_budget(counted, draws)
+        new = self._accountant.steps != self._known_to_all
+        self.ledger.record(release)  # first, and on the disk: a release that is not on record never happens
+        return counted, LedgerState(
+            self.ledger.run, self.ledger.passes, list(self._accountant.history) if new else None
+        )
+
+    def _check_budget(self, release: Release, draws: int) -> None:
         if self.budget is not None:
-            self.budget.check(self._accountant, counted, lambda n: self.coming(n, draws), most=self.horizon)
-        if self.ledger is not None:  # first, and on the disk: a release that is not on record never happens
-            self.ledger.record(release)
-        self._accountant.record(counted)
+            self.budget.check(self._accountant, release, lambda n: self.coming(n, draws), most=self.horizon)
 
     def _look_at(self, batch: Any, handout: Handout) -> None:
         """Take note of what is known of a physical batch that is being handed out."""
@@ -297,6 +369,7 @@ class Attachment:
         self.loader.on_batch = None
         WORKSPACE.clear()
         self.optimizer.discard_pending()  # a clipped sum without noise must not be left for a plain step
+        self.averaging.detach()
         self.session.detach()
         self.optimizer.detach()
         self.catch_up()

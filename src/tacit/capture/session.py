@@ -33,6 +33,8 @@ class Session:
         batch_first: whether inputs carry the batch in dimension 0 (else 1).
         at_hand: which batch is at hand, and how many rows or units it has; None if none was drawn.
         apart: run every forward on one copy of the parameters for each sample.
+        guard: watches the gradients; by default those of one process.
+        entered: called when a private forward begins.
 
     Attributes:
         synthetic: what the coming forwards see are no records.
@@ -50,9 +52,12 @@ class Session:
         batch_first: bool,
         at_hand: Callable[[], tuple[int, int] | None],
         apart: bool = False,
+        guard: LeakGuard | None = None,
+        entered: Callable[[], None] | None = None,
     ) -> None:
         self.parameters = dict(parameters)
-        self.guard = LeakGuard()
+        self.guard = LeakGuard() if guard is None else guard
+        self._entered = entered
         self.enabled = True
         self._clip = clip
         self._batch_dim = 0 if batch_first else 1
@@ -122,6 +127,8 @@ class Session:
         return self._outermost(entrance, args, kwargs)
 
     def _outermost(self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._entered is not None:
+            self._entered()
         refuse_batch_counts(kwargs, entrance.path)
         tensors = list(tensors_in((args, kwargs)))
         samples = self._samples(entrance, tensors)

@@ -12,6 +12,7 @@ from tacit.accounting.checks import checked_count, checked_rate
 from tacit.accounting.releases import PoissonRelease, Release
 from tacit.sampling.base import Sampling, check_some
 from tacit.sampling.draws import Draw
+from tacit.sampling.parts import whole
 from tacit.sampling.source import check_source
 
 _BITS = 63
@@ -103,6 +104,7 @@ class PoissonSampling(Sampling):
         Raises:
             SamplingError: see :func:`tacit.sampling.check_source`.
         """
+        loader = whole(loader)
         records = check_source(loader, poisson=True)
         steps = len(loader)
         return cls(records=records, sample_rate=1.0 / steps, steps_per_epoch=steps)
