@@ -9,7 +9,7 @@ left is DDP's promise, with no communication hook but our own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -58,6 +58,27 @@ class AveragedGuard(LeakGuard):
     def leaving(self, name: str, gradient: Tensor) -> None:
         """A gradient is about to be sent."""
         self._left[name] = _seen(self._watched[name], gradient)
+
+    def check_untouched(self, gradients: Mapping[str, Tensor]) -> None:
+        """Raise unless gradients are as the last backward left them; see `LeakGuard.check_untouched`.
+
+        DDP's buckets share one version among the gradients in them, so that each accumulation changes that of others:
+        all are looked at when the first gradient of a backward arrives, and then their numbers alone.
+        """
+        if not self._ending:
+            there = {name: p.grad for name, p in self._watched.items() if p.grad is not None}
+            super().check_untouched({**there, **gradients})
+            return
+        for name, gradient in gradients.items():
+            if name in self._accumulated:
+                self._pairs.append((name, self._accumulated[name][1], fingerprint(gradient)))
+
+    def moved(self) -> None:
+        """Gradients may lie elsewhere than they did, with the numbers that they had."""
+        for name, (_, before) in list(self._accumulated.items()):
+            gradient = self._watched[name].grad
+            if gradient is not None and bool(fingerprint(gradient) == before):
+                self.accept(name, gradient)
 
     def _end(self) -> None:
         """DDP is done: take note of what there is now."""

@@ -25,6 +25,8 @@ class Watcher(Protocol):
 
     def leaving(self, name: str, gradient: Tensor) -> None: ...
 
+    def moved(self) -> None: ...
+
 
 class _Mean:
     """DDP's own averaging as a communication hook; it stays for good, watched or not.
@@ -32,13 +34,18 @@ class _Mean:
     Attributes:
         watcher: whom to show what leaves.
         names: the private parameters by identity.
+        used: it has averaged something since the last forward.
+        rounds: how many forwards came after an averaging.
     """
 
     def __init__(self) -> None:
         self.watcher: Watcher | None = None
         self.names: dict[int, str] = {}
+        self.used = False
+        self.rounds = 0
 
     def reduce(self, _state: object, bucket: torch._C._distributed_c10d.GradBucket) -> torch.futures.Future[Tensor]:
+        self.used = True
         buffer = bucket.buffer()
         if self.watcher is not None:
             for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True):
@@ -56,6 +63,11 @@ def _first(future: Any) -> Tensor:
 
 _HOOKS: "WeakKeyDictionary[DistributedDataParallel, _Mean]" = WeakKeyDictionary()
 """A communication hook can be registered once and never taken off."""
+
+
+_MOVES = 2
+"""In the forward after the first averaging, of a static graph after the second, DDP makes new buckets, and moves what is
+in the old ones."""
 
 
 class Averaging:
@@ -80,8 +92,20 @@ class Averaging:
     def look(self) -> None:
         """Note within which DDP object a forward runs, if any. Called in every private forward."""
         wrapper = DistributedDataParallel._get_active_ddp_module()
-        if wrapper is not None and wrapper is not self._wrapper:
+        if wrapper is None:
+            return
+        if wrapper is not self._wrapper:
             self.adopt(wrapper)
+        mean = _HOOKS[wrapper]
+        if mean.used:
+            mean.used, mean.rounds = False, mean.rounds + 1
+            if wrapper.gradient_as_bucket_view and mean.rounds <= _MOVES and self._watcher is not None:
+                self._watcher.moved()
+        if wrapper.static_graph and not wrapper.require_backward_grad_sync and not mean.rounds:
+            raise ConfigurationError(
+                "DistributedDataParallel(static_graph=True) learns the graph in its first backward, and does so only if "
+                "that is averaged: leave no_sync() out in the first step."
+            )
 
     def adopt(self, wrapper: nn.Module) -> None:
         """Take a DDP object's communication hook; anything else is left alone.
@@ -108,8 +132,11 @@ class Averaging:
         self._wrapper = wrapper
 
     def hold(self, hold: bool) -> None:
-        """Say whether the coming backward only accumulates: then nothing is sent, as in ``no_sync()``."""
-        if self._wrapper is not None:
+        """Say whether the coming backward only accumulates: then nothing is sent, as in ``no_sync()``.
+
+        Of a static graph every backward is averaged: DDP cannot do without in the first.
+        """
+        if self._wrapper is not None and not self._wrapper.static_graph:
             self._wrapper.require_backward_grad_sync = not hold
 
     def detach(self) -> None:

@@ -1,0 +1,67 @@
+"""Run a function in several processes over gloo, each of which ends by itself."""
+
+import datetime
+import multiprocessing
+import pickle
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+# A clean process is forked for each rank: one that has imported everything and never ran a backward.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "tacit", "scenarios"])
+
+
+class Failed(Exception):
+    """A process raised; its words are the message."""
+
+
+def together(world: int, function: Callable[..., Any], *args: Any, timeout: float = 30.0) -> list[Any]:
+    """What ``function(rank, world, *args)`` returns in each process; an exception is returned as ``Failed``."""
+    with tempfile.TemporaryDirectory() as folder:
+        processes = [
+            CONTEXT.Process(target=_one, args=(rank, world, folder, timeout, function, args), daemon=True)
+            for rank in range(world)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(2 * timeout + 20)
+        late = [process for process in processes if process.is_alive()]
+        for process in late:
+            process.kill()
+            process.join()
+        assert not late, f"{len(late)} processes did not end"
+        return [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(world)]
+
+
+def results(world: int, function: Callable[..., Any], *args: Any, timeout: float = 30.0) -> list[Any]:
+    """The same, for functions that must not raise."""
+    found = together(world, function, *args, timeout=timeout)
+    for one in found:
+        if isinstance(one, Failed):
+            raise one
+    return found
+
+
+def _one(rank: int, world: int, folder: str, timeout: float, function: Callable[..., Any], args: Any) -> None:
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{folder}/store",
+            rank=rank,
+            world_size=world,
+            timeout=datetime.timedelta(seconds=timeout),
+        )
+        result = function(rank, world, *args)
+    except Exception as error:
+        result = Failed(f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+    (Path(folder) / str(rank)).write_bytes(pickle.dumps(result))
+    if not isinstance(result, Failed):
+        dist.destroy_process_group()
