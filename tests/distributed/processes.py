@@ -2,10 +2,13 @@
 
 import datetime
 import multiprocessing
+import os
 import pickle
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,20 @@ import torch.distributed as dist
 
 # A clean process is forked for each rank: one that has imported everything and never ran a backward.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "tacit", "scenarios"])
+CONTEXT.set_forkserver_preload(["torch._dynamo", "torch.distributed.fsdp", "tacit.engine", "scenarios"])
+
+
+def _start_server() -> None:
+    """Where it looks for modules is what the environment says, not what this process has put on its path."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    try:
+        ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 class Failed(Exception):
@@ -23,6 +39,7 @@ class Failed(Exception):
 
 def together(world: int, function: Callable[..., Any], *args: Any, timeout: float = 30.0) -> list[Any]:
     """What ``function(rank, world, *args)`` returns in each process; an exception is returned as ``Failed``."""
+    _start_server()
     with tempfile.TemporaryDirectory() as folder:
         processes = [
             CONTEXT.Process(target=_one, args=(rank, world, folder, timeout, function, args), daemon=True)
