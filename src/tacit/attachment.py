@@ -126,6 +126,14 @@ class Attachment:
         self.loader.on_batch = self._look_at
         self.optimizer = PrivateOptimizer(optimizer, self._on_release, self._on_forget, self.averaging.hold)
 
+    def gathered_stats(self) -> ClipStats | None:
+        """The statistics of all processes' last backwards together."""
+        every = [stats for stats in self.group.gathered(self.stats) if stats is not None]
+        if not every:
+            return None
+        norms = torch.cat([stats.norms for stats in every])
+        return dataclasses.replace(every[0], samples=sum(stats.samples for stats in every), norms=norms)
+
     def _look_around(self) -> None:
         self.averaging.look()
 
@@ -321,7 +329,7 @@ class Attachment:
 
     def _watch_first_step(self, witness: Witness) -> None:
         """Say once, after the optimizer has stepped, what the first step did."""
-        noisy = witness.noisy(self.plan.divisor(1))
+        noisy = witness.noisy(self.plan.divisor(1) / self.group.count)
 
         def look(*_: Any) -> None:
             handle.remove()

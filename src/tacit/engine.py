@@ -22,13 +22,13 @@ from tacit.checking.reference import LossFunction
 from tacit.clipping import Bounds
 from tacit.distributed import Group, unwrapped
 from tacit.errors import ConfigurationError
-from tacit.joint import Book, open_ledger, plan_facts, run_facts
+from tacit.joint import Book, data_facts, open_ledger, plan_facts, run_facts
 from tacit.ledger import Ledger
 from tacit.optimizer import PrivateOptimizer
 from tacit.plan import PrivacyPlan
 from tacit.planning import last_epoch, planned_history, planned_steps, sampling_of
 from tacit.private_run import PrivateRun
-from tacit.sampling import Sampling
+from tacit.sampling import Sampling, is_parted
 from tacit.validation import Conversion, Issue, check_attachable, compatible, find_issues, loader_issues, raise_all
 
 MODES = {"auto": "auto", "hooks": "hooks", "ew": "hooks", "ghost": "ghost", "functorch": "functorch"}
@@ -133,7 +133,7 @@ class PrivacyEngine(PrivateRun):
 
         group = Group(_device_of(model))
         plan, settings = group.together(
-            prepare, lambda found: self._facts(*found, model, optimizer, ledger=ledger is not None)
+            prepare, lambda found: self._facts(*found, model, optimizer, data_loader, ledger=ledger is not None)
         )
         book = self._open(ledger, group)
         return self._attach(module, optimizer, data_loader, plan, criterion, settings, book, group)
@@ -189,7 +189,7 @@ class PrivacyEngine(PrivateRun):
         draft, settings, planned = group.together(
             prepare,
             lambda found: {
-                **self._facts(*found[:2], model, optimizer, ledger=ledger is not None),
+                **self._facts(*found[:2], model, optimizer, data_loader, ledger=ledger is not None),
                 "target": target,
                 "planned steps": found[2],
             },
@@ -294,10 +294,21 @@ class PrivacyEngine(PrivateRun):
     ) -> tuple[Any, ...]:
         model = unwrapped(module)
         parameters = check_attachable(model, optimizer)
+        if is_parted(data_loader) and group.rank == 0:
+            warnings.warn(
+                "the DistributedSampler is replaced: all processes draw one batch from the whole data set, and each "
+                "takes its part of it. set_epoch() is not needed.",
+                UserWarning,
+                stacklevel=3,
+            )
         attached = Attachment(model, parameters, optimizer, data_loader, plan, settings, self.accountant, ledger, group)
         self._attachment = attached
         if model is not module:
-            attached.averaging.adopt(module)
+            try:
+                attached.averaging.adopt(module)
+            except ConfigurationError:
+                self.detach()
+                raise
         attached.loader.resume(last_epoch(self.accountant.history))
         made = (module, attached.optimizer, attached.loader)
         return (*made, attached.criterion(criterion or nn.CrossEntropyLoss())) if settings.mode == "ghost" else made
@@ -309,7 +320,14 @@ class PrivacyEngine(PrivateRun):
             self._attachment = None
 
     def _facts(
-        self, plan: PrivacyPlan, settings: Settings, model: nn.Module, optimizer: Optimizer, *, ledger: bool
+        self,
+        plan: PrivacyPlan,
+        settings: Settings,
+        model: nn.Module,
+        optimizer: Optimizer,
+        data_loader: DataLoader[Any],
+        *,
+        ledger: bool,
     ) -> dict[str, object]:
         """What must be the same in all processes."""
         return {
@@ -319,6 +337,7 @@ class PrivacyEngine(PrivateRun):
             "sample_index": settings.sample_index,
             "reproducible noise": settings.noise_generator is not None,
             "ledger": "given" if ledger else "none",
+            **data_facts(data_loader.dataset),
             **run_facts(self.accountant, check_attachable(model, optimizer)),
         }
 

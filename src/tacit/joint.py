@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Subset, TensorDataset
 
 from tacit.accounting import Accountant, Release
 from tacit.accounting.events import counted
@@ -50,6 +52,27 @@ def run_facts(accountant: Accountant, parameters: Mapping[str, nn.Parameter]) ->
         "private parameters": len(parameters),
         **shapes,
     }
+
+
+def data_facts(dataset: object) -> dict[str, object]:
+    """What is easily told of a data set: enough to find that processes have different parts of one.
+
+    Of all other kinds only the number of records is compared; see docs/distributed.md.
+    """
+    if isinstance(dataset, Subset):
+        indices = hashlib.sha256(repr(list(dataset.indices)).encode()).hexdigest()[:16]
+        return {"indices of the Subset": indices, **data_facts(dataset.dataset)}
+    if isinstance(dataset, TensorDataset):
+        return {f"tensor {place} of the data set": _digest(one) for place, one in enumerate(dataset.tensors)}
+    return {"kind of data set": type(dataset).__qualname__}
+
+
+def _digest(value: Tensor) -> str:
+    """Of a large tensor about 2¹⁶ numbers, evenly spread."""
+    flat = value.detach().reshape(-1)
+    some = flat[:: max(1, flat.numel() // 2**16)].cpu().contiguous()
+    content = some.view(torch.uint8).numpy().tobytes() if some.numel() else b""
+    return f"{tuple(value.shape)} {value.dtype} {hashlib.sha256(content).hexdigest()[:16]}"
 
 
 def shared_key(group: Group, generator: torch.Generator | None) -> bytes | None:

@@ -33,7 +33,7 @@ def _start_server() -> None:
             os.environ["PYTHONPATH"] = before
 
 
-class Failed(Exception):
+class Failed(Exception):  # noqa: N818
     """A process raised; its words are the message."""
 
 
@@ -77,7 +77,7 @@ def _one(rank: int, world: int, folder: str, timeout: float, function: Callable[
             timeout=datetime.timedelta(seconds=timeout),
         )
         result = function(rank, world, *args)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  it is handed on
         result = Failed(f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
     (Path(folder) / str(rank)).write_bytes(pickle.dumps(result))
     if not isinstance(result, Failed):

@@ -21,7 +21,7 @@ def reference(case: Case, weights: dict[str, Any], rows: list[int]) -> dict[str,
         return {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     x, y, _ = records[torch.tensor(rows)]
     loss = lambda m, b: F.cross_entropy(m(b[0]), b[1])  # noqa: E731
-    return single_sample_loop(model, loss, (x, y), max_grad_norm=BOUND).sums
+    return single_sample_loop(model, loss, (x, y), max_grad_norm=BOUND, clipping=case.clipping).sums
 
 
 def check(case: Case, found: list[Any]) -> None:
@@ -84,6 +84,14 @@ def test_ways_of_wrapping():
         Case(reduction="sum"),
         Case(sampling="epochs"),
         Case(sampling="truncated-poisson"),
+        Case(to_none=False),
+        Case(to_none=False, ddp={"gradient_as_bucket_view": True}, pieces="synced"),
+        Case(clipping="per_layer"),
+        Case(clipping="per_layer", mode="ghost", pieces="manager"),
+        Case(model="checkpointed", pieces="no_sync"),
+        Case(model="reentrant"),
+        Case(model="checkpointed", ddp={"static_graph": True}),
+        Case(mode="functorch"),
     ]
     compare(2, cases)
 

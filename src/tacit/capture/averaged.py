@@ -102,6 +102,12 @@ class AveragedGuard(LeakGuard):
 
     def check_whole(self, names: Iterable[str]) -> None:
         """Raise unless what left, or stayed, was what the gates returned, and all of it was averaged."""
+        if self._ending:
+            self.broken = True
+            raise PrivacyError(
+                "a backward() did not come to its end, so that what is in .grad is neither one process's sum nor the "
+                "mean of all. Call optimizer.zero_grad() and run the batch again."
+            )
         if self._pairs:
             due = torch.stack([one.double().cpu() for _, one, _ in self._pairs])
             seen = torch.stack([one.double().cpu() for *_, one in self._pairs])

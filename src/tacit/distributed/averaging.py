@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tacit.distributed.group import Group
+from tacit.distributed.group import Group, explained
 from tacit.errors import ConfigurationError
 
 
@@ -57,7 +57,8 @@ class _Mean:
 
 
 def _first(future: Any) -> Tensor:
-    value: Tensor = future.value()[0]
+    with explained():
+        value: Tensor = future.value()[0]
     return value
 
 
@@ -66,8 +67,8 @@ _HOOKS: "WeakKeyDictionary[DistributedDataParallel, _Mean]" = WeakKeyDictionary(
 
 
 _MOVES = 2
-"""In the forward after the first averaging, of a static graph after the second, DDP makes new buckets, and moves what is
-in the old ones."""
+"""In the forward after the first averaging, of a static graph after the second, DDP makes new buckets, and moves what
+is in the old ones."""
 
 
 class Averaging:
@@ -103,8 +104,8 @@ class Averaging:
                 self._watcher.moved()
         if wrapper.static_graph and not wrapper.require_backward_grad_sync and not mean.rounds:
             raise ConfigurationError(
-                "DistributedDataParallel(static_graph=True) learns the graph in its first backward, and does so only if "
-                "that is averaged: leave no_sync() out in the first step."
+                "DistributedDataParallel(static_graph=True) learns the graph in its first backward, and does so only "
+                "if that is averaged: leave no_sync() out in the first step."
             )
 
     def adopt(self, wrapper: nn.Module) -> None:

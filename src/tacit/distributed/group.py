@@ -94,12 +94,12 @@ class Group:
         if self.count == 1:
             return [value]
         found: list[Any] = [None] * self.count
-        with _explained():
+        with explained():
             dist.all_gather_object(found, value)
         return found
 
     def _broadcast(self, sent: list[Any]) -> None:
-        with _explained():
+        with explained():
             dist.broadcast_object_list(sent, src=0)
 
     def _compare(self, facts: Mapping[str, str], failure: str | None, where: Exception | None = None) -> None:
@@ -109,7 +109,7 @@ class Group:
         mine = torch.tensor(numbers, dtype=torch.int64, device=self._device)
         every = [torch.empty_like(mine) for _ in range(self.count)]
         try:
-            with _explained():
+            with explained():
                 dist.all_gather(every, mine)
         except DistributedError:
             if where is not None:  # its own error says more
@@ -148,7 +148,7 @@ def _numbers(places: list[int]) -> str:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
     """Say what it means that a collective failed: torch's own words are of sockets."""
     try:
         yield

@@ -10,7 +10,7 @@ from tacit.sampling.generators import user_generator
 from tacit.sampling.handouts import Handout
 from tacit.sampling.loader import PrivateLoader, private_loader
 from tacit.sampling.own_batches import EpochSampling
-from tacit.sampling.parts import Part, whole
+from tacit.sampling.parts import Part, is_parted, whole
 from tacit.sampling.physical import BatchMemoryManager, MicrobatchTarget, PhysicalBatches
 from tacit.sampling.poisson import PoissonSampling, inclusion_threshold
 from tacit.sampling.source import check_source
@@ -40,6 +40,7 @@ __all__ = [
     "WeightedPoissonSampling",
     "check_source",
     "inclusion_threshold",
+    "is_parted",
     "private_loader",
     "user_generator",
     "whole",

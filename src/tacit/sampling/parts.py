@@ -50,6 +50,11 @@ class Part:
         return None if self.key is None else keyed_generator(self.key, f"draws of epoch {epoch}")
 
 
+def is_parted(loader: DataLoader[Any]) -> bool:
+    """Whether a loader was built with torch's own sampler for one of several processes."""
+    return type(loader.sampler) is DistributedSampler
+
+
 def whole(loader: DataLoader[Any]) -> DataLoader[Any]:
     """A loader like those of all processes together: its batches are as large as theirs in sum, its data set is whole.
 
@@ -67,7 +72,7 @@ def whole(loader: DataLoader[Any]) -> DataLoader[Any]:
     if not plain or loader.batch_size is None or isinstance(loader.dataset, IterableDataset):
         return loader  # it is refused elsewhere
     sampler, processes = loader.sampler, world_size()
-    parted = type(sampler) is DistributedSampler
+    parted = is_parted(loader)
     if isinstance(sampler, DistributedSampler) and parted:
         if sampler.num_replicas != processes:
             raise SamplingError(
