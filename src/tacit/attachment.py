@@ -22,13 +22,13 @@ from tacit.errors import ConfigurationError, PrivacyError, SamplingError
 from tacit.explanation import Held, held
 from tacit.first_step import FirstStep, Witness
 from tacit.ghost import GhostClipper
-from tacit.joint import Book, Checksums, plan_facts, shared_key
+from tacit.joint import Checksums, plan_facts, shared_key
 from tacit.layerwise import LayerwiseClipper
-from tacit.ledger import Ledger
-from tacit.ledger_copy import LedgerCopy, LedgerState
+from tacit.ledger_copy import Book
 from tacit.mechanisms import NoiseSource
 from tacit.optimizer import PrivateOptimizer
 from tacit.plan import PrivacyPlan
+from tacit.recording import Recorder
 from tacit.sampling import DrawLog, Handout, Part, Sampling, private_loader, user_generator
 from tacit.stats import ClipStats
 from tacit.step import Clipper, Coming, Factors, Releaser
@@ -89,10 +89,13 @@ class Attachment:
         self._accountant = accountant
         self.ledger = ledger
         self.budget: Budget | None = None
-        self._known_to_all = 0
-        if ledger is not None:
-            self._follow(self.group.from_first(self._begin_run))
-            self._known_to_all = accountant.steps
+        self._recorder = Recorder(accountant, ledger, self.group)
+        self._recorder.begin(
+            records=plan.sampling.units,
+            sampler=plan.sampling.description,
+            noise=self.noise.description,
+            unit=plan.sampling.unit,
+        )
         accountant.claim(plan.sampling.unit)
         self._warned: set[str] = set()
         self.planned_steps: int | None = None
@@ -157,8 +160,7 @@ class Attachment:
 
     def catch_up(self) -> None:
         """Let the accountant know of what other runs have written into the ledger since."""
-        if self.ledger is not None and self.ledger.releases != self._accountant.steps:
-            self._accountant.replace(self.ledger.history())
+        self._recorder.catch_up()
 
     def coming(self, releases: int, draws: int = 1) -> list[tuple[Release, int]]:
         """What the coming releases will be, from the batch at hand on."""
@@ -178,47 +180,14 @@ class Attachment:
         alike = len(sampling.planned(1.0, 2 * sampling.steps_per_epoch)) == 1
         return 2**40 if alike else 1000 * sampling.steps_per_epoch
 
-    def _begin_run(self) -> LedgerState:
-        """Begin a run in the ledger; in process 0."""
-        assert isinstance(self.ledger, Ledger)
-        sampling = self.plan.sampling
-        sampler, unit = sampling.description, sampling.unit
-        self.ledger.begin(records=sampling.units, sampler=sampler, noise=self.noise.description, unit=unit)
-        return LedgerState(self.ledger.run, self.ledger.passes)
-
-    def _follow(self, state: LedgerState, release: Release | None = None) -> None:
-        """Take over what process 0 has written; it has so already."""
-        if isinstance(self.ledger, LedgerCopy):
-            self.ledger.follow(state, release)
-            if state.history is not None:
-                self._accountant.replace(state.history)
-
     def _record(self, release: Release, draws: int) -> None:
-        """Put a release on record: once, in process 0's ledger, before any process goes on."""
-        if self.ledger is None:
-            self._check_budget(release, draws)
-        else:
-            release, state = self.group.from_first(lambda: self._written(release, draws))
-            self._follow(state, release)
-        self._accountant.record(release)
-        self._known_to_all = self._accountant.steps
+        """Put a release on record, if the budget allows it."""
 
-    def _written(self, release: Release, draws: int) -> tuple[Release, LedgerState]:
-        """Write a release into the ledger, and tell what the other processes must know of it."""
-        assert isinstance(self.ledger, Ledger)
-        self.catch_up()
-        # In the history of all runs, passes of this one have other numbers than its loader gives them.
-        counted = self.ledger.numbered(release)
-        self._check_budget(counted, draws)
-        new = self._accountant.steps != self._known_to_all
-        self.ledger.record(release)  # first, and on the disk: a release that is not on record never happens
-        return counted, LedgerState(
-            self.ledger.run, self.ledger.passes, list(self._accountant.history) if new else None
-        )
+        def check(counted: Release) -> None:
+            if self.budget is not None:
+                self.budget.check(self._accountant, counted, lambda n: self.coming(n, draws), most=self.horizon)
 
-    def _check_budget(self, release: Release, draws: int) -> None:
-        if self.budget is not None:
-            self.budget.check(self._accountant, release, lambda n: self.coming(n, draws), most=self.horizon)
+        self._recorder.record(release, check)
 
     def _look_at(self, batch: Any, handout: Handout) -> None:
         """Take note of what is known of a physical batch that is being handed out."""

@@ -22,8 +22,9 @@ from tacit.checking.reference import LossFunction
 from tacit.clipping import Bounds
 from tacit.distributed import Group, unwrapped
 from tacit.errors import ConfigurationError
-from tacit.joint import Book, data_facts, open_ledger, plan_facts, run_facts
+from tacit.joint import data_facts, open_ledger, plan_facts, run_facts
 from tacit.ledger import Ledger
+from tacit.ledger_copy import Book
 from tacit.optimizer import PrivateOptimizer
 from tacit.plan import PrivacyPlan
 from tacit.planning import last_epoch, planned_history, planned_steps, sampling_of

@@ -17,10 +17,8 @@ from tacit.distributed import Group
 from tacit.entropy import drawn_key
 from tacit.errors import ConfigurationError
 from tacit.ledger import Ledger
-from tacit.ledger_copy import LedgerCopy
+from tacit.ledger_copy import Book, LedgerCopy
 from tacit.plan import PrivacyPlan
-
-Book = Ledger | LedgerCopy
 
 _OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 

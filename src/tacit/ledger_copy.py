@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tacit.accounting import Release
-from tacit.ledger import Numbering
+from tacit.ledger import Ledger, Numbering
 
 History = list[tuple[Release, int]]
 
@@ -57,3 +57,7 @@ class LedgerCopy(Numbering):
         if release is not None:
             last, count = self._history.pop() if self._history else (release, 0)
             self._history += [(last, count + 1)] if last == release else [(last, count), (release, 1)]
+
+
+Book = Ledger | LedgerCopy
+"""The ledger, or what stands for it in other processes."""
