@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from tacit import BatchMemoryManager, Ledger, PrivacyEngine
 from tacit.accounting.releases import PoissonRelease
 from tacit.errors import BudgetError, ConfigurationError, LedgerError
+from tacit.sampling import UserPoissonSampling
 
 CLASSES, BOUND = 3, 0.3
 
@@ -232,6 +233,57 @@ def set_up_too_late(rank: int, world: int) -> str:
     except ConfigurationError as error:
         return str(error)
     return "nothing was raised"
+
+
+def collectives(rank: int, world: int, case: Case) -> tuple[list[list[str]], list[int]]:
+    """Which collectives each step runs, and how many records it has in this process."""
+    ran: list[str] = []
+    for name in ("all_reduce", "all_gather", "all_gather_object", "broadcast_object_list"):
+        setattr(dist, name, _noted(getattr(dist, name), name, ran))
+    _, _, model, optimizer, loader, criterion = made(case)
+    steps, sizes = [], []
+    for x, y, _ in batches(case, loader, optimizer):
+        ran.clear()
+        optimizer.zero_grad()
+        backward(case, model, criterion, x, y)
+        optimizer.step()
+        steps.append(list(ran))
+        sizes.append(len(x))
+    return steps, sizes
+
+
+def _noted(function: Callable[..., Any], name: str, ran: list[str]) -> Callable[..., Any]:
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        ran.append(name)
+        return function(*args, **kwargs)
+
+    return noted
+
+
+def users(rank: int, world: int) -> tuple[list[Any], float]:
+    """Batches of users: for each step who is in it, the weights before it and the released gradient."""
+    plain = model_of("mlp")
+    model = DistributedDataParallel(plain)
+    records = data(30)
+    loader = DataLoader(records, batch_size=6)
+    sampling = UserPoissonSampling.from_loader(loader, users=torch.arange(30) // 3, most=2)
+    engine = PrivacyEngine()
+    _, optimizer, private = engine.make_private(
+        module=model,
+        optimizer=torch.optim.SGD(plain.parameters(), lr=0.5),
+        data_loader=loader,
+        sampling=sampling,
+        noise_multiplier=0.0,
+        max_grad_norm=BOUND,
+    )
+    steps = []
+    for x, y, index in private:
+        optimizer.zero_grad()
+        before = {name: p.detach().clone() for name, p in plain.named_parameters()}
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        steps.append((index.tolist(), before, [p.grad.clone() for p in plain.parameters()]))
+    return steps, sampling.expected_batch_size
 
 
 def several(rank: int, world: int, cases: list[Case]) -> list[Any]:

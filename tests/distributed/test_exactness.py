@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from processes import results
-from scenarios import BOUND, Case, data, model_of, several
+from scenarios import BOUND, Case, collectives, data, model_of, several, users
 
 from tacit.checking.reference import single_sample_loop
 
@@ -103,3 +103,29 @@ def test_empty_parts():
     sizes = [[len(step[0]) for step in one[0][0]] for one in found]
     assert all(0 in own for own in sizes)
     assert any(a > 0 for a, b in zip(*sizes, strict=True) if b == 0)
+
+
+@pytest.mark.parametrize("case", [Case(records=12, batch=1, epochs=3), Case(records=20, batch=3, pieces="manager")])
+def test_the_number_of_collectives_does_not_depend_on_the_data(case):
+    found = results(2, collectives, case)
+    (first, sizes), (second, other_sizes) = found
+    assert first == second
+    assert len({tuple(step) for step in first}) <= 2  # a piece that is held runs none
+    assert sizes != other_sizes
+
+
+def test_users_are_clipped_as_one_wherever_they_are():
+    (first, expected), (second, _) = results(2, users)
+    records, model = data(30), model_of("mlp")
+    parameters = list(model.parameters())
+    for (mine, before, released), (other, _, same) in zip(first, second, strict=True):
+        assert not {row // 3 for row in mine} & {row // 3 for row in other}
+        model.load_state_dict(before)
+        totals = [torch.zeros_like(p) for p in parameters]
+        for user in {row // 3 for row in mine + other}:
+            x, y, _ = records[torch.tensor([row for row in mine + other if row // 3 == user])]
+            gradients = torch.autograd.grad(F.cross_entropy(model(x), y), parameters)
+            norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+            totals = [t + g * min(1.0, BOUND / float(norm)) for t, g in zip(totals, gradients, strict=True)]
+        assert all(torch.equal(a, b) for a, b in zip(released, same, strict=True))
+        torch.testing.assert_close(released, [t / expected for t in totals], rtol=1e-9, atol=1e-12)

@@ -25,7 +25,7 @@ class Group:
     nothing.
 
     Args:
-        device: where numbers that are compared lie: a device that the group's backend can send from.
+        device: where the model is; numbers that are compared lie there, if the group cannot send from the CPU.
         alone: leave the others out.
 
     Attributes:
@@ -38,7 +38,8 @@ class Group:
         self.is_set_up = is_set_up() and not alone
         self.rank = 0 if alone else rank()
         self.count = 1 if alone else world_size()
-        self._device = torch.device("cpu") if device is None else device
+        on_cpu = device is None or not self.is_set_up or "cpu:" in dist.get_backend_config()
+        self._device = torch.device("cpu") if device is None or on_cpu else device
 
     def together(self, prepare: Callable[[], T], facts: Callable[[T], Mapping[str, object]]) -> T:
         """Prepare something in each process, and go on only if all could, and found the same facts.
