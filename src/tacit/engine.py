@@ -82,10 +82,11 @@ class PrivacyEngine(PrivateRun):
         """Make training private.
 
         Args:
-            module: the model; it comes back as the same object, in which nothing is replaced.
+            module: the model; it comes back as the same object, in which nothing is replaced. Of several processes each
+                passes its own, in DistributedDataParallel or to be wrapped afterwards: see docs/distributed.md.
             optimizer: any torch optimizer over parameters of ``module``. Parameters that it does not step are
                 constants: they get no gradient.
-            data_loader: a map-style DataLoader.
+            data_loader: a map-style DataLoader over the whole data set. Its ``batch_size`` is that of one process.
             noise_multiplier: standard deviation of the noise, in units of ``max_grad_norm``.
             max_grad_norm: the bound C on the l2 norm of each sample's gradient over all private parameters; with
                 ``clipping="grouped"`` a bound for each pattern of parameter names.
@@ -119,6 +120,7 @@ class PrivacyEngine(PrivateRun):
         Raises:
             ConfigurationError: an argument has no meaning here.
             PrivacyError: training this model, or on these batches, would not be covered by epsilon.
+            DistributedError: processes that train together differ, or one of them was refused.
         """
         model = unwrapped(module)
 
@@ -231,7 +233,7 @@ class PrivacyEngine(PrivateRun):
         Returns:
             The issues, each with the path of its module; empty if there are none.
         """
-        issues = find_issues(module, optimizer)
+        issues = find_issues(unwrapped(module), optimizer)
         if data_loader is not None:
             issues += loader_issues(lambda: sampling_of(data_loader))
         if strict:

@@ -99,7 +99,8 @@ class PoissonSampling(Sampling):
         """The Poisson sampling that replaces an ordinary loader.
 
         sample_rate = 1 / len(loader) and steps_per_epoch = len(loader), so that a record is met once
-        per epoch in expectation; the expected batch is records / len(loader).
+        per epoch in expectation; the expected batch is records / len(loader). With several processes
+        len(loader) is taken at the batch size of all of them together; see :func:`tacit.sampling.whole`.
 
         Raises:
             SamplingError: see :func:`tacit.sampling.check_source`.
