@@ -36,9 +36,11 @@ class Contestant:
     optimizer: Any
     loader: Any
     criterion: Callable[..., Any]
+    device: str = "cpu"
 
     def draw(self) -> Any:
-        return next(iter(self.loader))
+        inputs, labels = next(iter(self.loader))
+        return inputs.to(self.device), labels.to(self.device)
 
     def step(self, batch: Any) -> None:
         inputs, labels = batch
@@ -59,55 +61,63 @@ Make = Callable[[Case, float, dict[str, Any]], Contestant | None]
 """``(case, noise multiplier, overrides of the case's sizes) -> contestant``, or None if it cannot take part."""
 
 
-def _ingredients(case: Case, overrides: dict[str, Any]) -> tuple[nn.Module, SGD, DataLoader[Any]]:
+def _ingredients(case: Case, overrides: dict[str, Any], device: str) -> tuple[nn.Module, SGD, DataLoader[Any]]:
     model, data = case.make(**overrides)
+    model = model.to(device).train()
     trained = [p for p in model.parameters() if p.requires_grad]
-    return model.train(), SGD(trained, lr=LEARNING_RATE), DataLoader(data, batch_size=len(data))
+    return model, SGD(trained, lr=LEARNING_RATE), DataLoader(data, batch_size=len(data))
 
 
-def _plain(case: Case, _noise: float, overrides: dict[str, Any]) -> Contestant:
-    return Contestant("plain", *_ingredients(case, overrides), case.criterion)
+def _plain(device: str) -> Make:
+    def make(case: Case, _noise: float, overrides: dict[str, Any]) -> Contestant:
+        return Contestant("plain", *_ingredients(case, overrides, device), case.criterion, device)
+
+    return make
 
 
-def _private(name: str, engine: Any, mode: str) -> Make:
+def _private(name: str, engine: Any, mode: str, device: str) -> Make:
     """``engine`` is tacit's or Opacus's class: both have the same ``make_private``, but for the order of results."""
 
     def make(case: Case, noise: float, overrides: dict[str, Any]) -> Contestant:
-        model, optimizer, loader = _ingredients(case, overrides)
+        model, optimizer, loader = _ingredients(case, overrides, device)
         # Opacus changes its default criterion in place: each gets a new one.
         criterion: Any = case.criterion if engine is PrivacyEngine else nn.CrossEntropyLoss()
-        extra = {"criterion": criterion} if mode == "ghost" else {}
+        extra: dict[str, Any] = {"criterion": criterion} if mode == "ghost" else {}
+        if mode == "per_layer":
+            extra["clipping"] = mode
         model, optimizer, *rest = engine().make_private(
             module=model,
             optimizer=optimizer,
             data_loader=loader,
             noise_multiplier=noise,
             max_grad_norm=MAX_GRAD_NORM,
-            grad_sample_mode=mode,
+            grad_sample_mode="auto" if mode == "per_layer" else mode,
             **extra,
         )
         # With "ghost", tacit returns the criterion last and Opacus returns it third.
         (loader,) = (each for each in rest if isinstance(each, DataLoader))
         (criterion,) = [each for each in rest if each is not loader] or [case.criterion]
-        return Contestant(name, model, optimizer, loader, criterion)
+        return Contestant(name, model, optimizer, loader, criterion, device)
 
     return make
 
 
 MODES = ("auto", "ghost", "hooks")
+CHOICES = (*MODES, "per_layer")
+"""The last clips layer by layer, and so takes another step than the others."""
 
 
-def tacit_contestants(modes: Sequence[str] = MODES) -> list[Make]:
-    return [_private(f"tacit {mode}", PrivacyEngine, mode) for mode in modes]
+def tacit_contestants(modes: Sequence[str] = MODES, device: str = "cpu") -> list[Make]:
+    return [_private(f"tacit {mode}", PrivacyEngine, mode, device) for mode in modes]
 
 
-def opacus_contestants() -> list[Make] | None:
+def opacus_contestants(device: str = "cpu") -> list[Make] | None:
     """Opacus's modes, or None if it is not installed."""
     if importlib.util.find_spec("opacus") is None:
         return None
     with quiet():
         opacus = importlib.import_module("opacus")
-    return [_if_it_can(_private(f"opacus {mode}", opacus.PrivacyEngine, mode)) for mode in ("hooks", "ghost")]
+    return [_if_it_can(_private(f"opacus {mode}", opacus.PrivacyEngine, mode, device)) for mode in ("hooks", "ghost")]
 
 
 def _if_it_can(make: Make) -> Make:
@@ -127,13 +137,13 @@ def _if_it_can(make: Make) -> Make:
     return tried
 
 
-def contestants(against: str | None, modes: Sequence[str] = MODES) -> list[Make]:
+def contestants(against: str | None, modes: Sequence[str] = MODES, device: str = "cpu") -> list[Make]:
     """Plain first, then tacit's modes, then the peer if one was named and is there."""
-    peers = opacus_contestants() if against == "opacus" else []
+    peers = opacus_contestants(device) if against == "opacus" else []
     if peers is None:
         print("opacus is not installed: going on without it.")
         peers = []
-    return [_plain, *tacit_contestants(modes), *peers]
+    return [_plain(device), *tacit_contestants(modes, device), *peers]
 
 
 @contextmanager

@@ -72,7 +72,12 @@ class Measurement:
 
 
 def measure(
-    contestants: Sequence[Steps], *, rounds: int, round_seconds: float = 0.2, clock: Clock = time.perf_counter
+    contestants: Sequence[Steps],
+    *,
+    rounds: int,
+    round_seconds: float = 0.2,
+    settle: bool = False,
+    clock: Clock = time.perf_counter,
 ) -> list[Measurement]:
     """Time all contestants in alternation.
 
@@ -80,13 +85,15 @@ def measure(
         contestants: the first is the baseline of the ratios.
         rounds: how many rounds count.
         round_seconds: how long a round of one contestant takes at least, when the machine is as in the warm-up.
+        settle: begin each round of each with a step that does not count: between contestants of different sizes,
+            the first finds memory in another state.
         clock: returns seconds.
     """
     if rounds < MINIMUM_ROUNDS:
         raise ValueError(f"rounds={rounds}: a median of fewer than {MINIMUM_ROUNDS} says nothing")
     steps = [warm_up(contestant, round_seconds, clock) for contestant in contestants]
     table = [
-        [run_round(contestant, count, clock) for contestant, count in zip(contestants, steps, strict=True)]
+        [run_round(contestant, count, settle, clock) for contestant, count in zip(contestants, steps, strict=True)]
         for _ in range(rounds)
     ]
     return [
@@ -111,7 +118,9 @@ def warm_up(contestant: Steps, round_seconds: float, clock: Clock) -> int:
     return steps
 
 
-def run_round(contestant: Steps, steps: int, clock: Clock) -> Timing:
+def run_round(contestant: Steps, steps: int, settle: bool, clock: Clock) -> Timing:
+    if settle:
+        contestant.step(contestant.draw())
     timings = [_timed(contestant, clock) for _ in range(steps)]
     contestant.rest()
     return Timing(sum(t.step for t in timings) / steps, sum(t.draw for t in timings) / steps)

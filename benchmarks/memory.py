@@ -8,8 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.cases import BY_NAME
+import torch
+
 from benchmarks.contestants import MODES, NOISE_MULTIPLIER, contestants, quiet
+from benchmarks.registry import BY_NAME
 
 STEPS = 3
 _PAGE = resource.getpagesize()
@@ -26,25 +28,27 @@ def peak() -> int:
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
-def peak_of_steps(case: str, place: int, against: str | None, modes: Sequence[str] = MODES) -> int:
-    """Bytes by which a few steps raise the peak above what is there before the first."""
+def peak_of_steps(case: str, place: int, against: str | None, modes: Sequence[str] = MODES, device: str = "cpu") -> int:
+    """Bytes by which a few steps raise the peak above what is there before the first: on CUDA, that of its tensors."""
     with quiet():
-        contestant = contestants(against, modes)[place](BY_NAME[case], NOISE_MULTIPLIER, {})
+        contestant = contestants(against, modes, device)[place](BY_NAME[case], NOISE_MULTIPLIER, {})
         assert contestant is not None, "this peer cannot take part"
-        before = resident()
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        before = resident() if device == "cpu" else torch.cuda.memory_allocated()
         for _ in range(STEPS):
             contestant.step(contestant.draw())
-    return peak() - before
+    return (peak() if device == "cpu" else torch.cuda.max_memory_allocated()) - before
 
 
-def measured(case: str, against: str | None, modes: Sequence[str]) -> list[tuple[str, float]]:
+def measured(case: str, against: str | None, modes: Sequence[str], device: str = "cpu") -> list[tuple[str, float]]:
     """Each contestant's name and megabytes, the plain step first."""
     with quiet():
         makers = contestants(against, modes)
         tiny = [make(BY_NAME[case], 0.0, dict(BY_NAME[case].tiny)) for make in makers]
     found = []
     for place, name in ((place, made.name) for place, made in enumerate(tiny) if made is not None):
-        command = [sys.executable, "-m", "benchmarks.memory", case, str(place), against or "", *modes]
+        command = [sys.executable, "-m", "benchmarks.memory", case, str(place), against or "", device, *modes]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         found.append((name, int(done.stdout) / 1e6 if done.returncode == 0 else float("nan")))
     return found
@@ -61,4 +65,4 @@ def markdown(results: dict[str, list[tuple[str, float]]]) -> str:
 
 
 if __name__ == "__main__":
-    print(peak_of_steps(sys.argv[1], int(sys.argv[2]), sys.argv[3] or None, sys.argv[4:]))
+    print(peak_of_steps(sys.argv[1], int(sys.argv[2]), sys.argv[3] or None, sys.argv[5:], sys.argv[4]))

@@ -117,7 +117,8 @@ class LanguageModel(nn.Module):
             "n_layer": layers,
             "n_head": heads,
         }
-        config = GPT2Config(**sizes, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, use_cache=False)
+        unused = {"bos_token_id": None, "eos_token_id": None, "use_cache": False}
+        config = GPT2Config(**sizes, **unused, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
         self.model: nn.Module = GPT2LMHeadModel(config)
         if rank:
             from peft import LoraConfig, get_peft_model

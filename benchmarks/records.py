@@ -17,14 +17,14 @@ from benchmarks.cases import Case
 from benchmarks.measure import Measurement
 
 
-def environment() -> dict[str, Any]:
+def environment(device: str = "cpu") -> dict[str, Any]:
     """What the numbers depend on besides the code measured."""
     return {
         "torch": torch.__version__,
         "tacit": tacit.__version__,
         "opacus": _version("opacus"),
         "python": platform.python_version(),
-        "processor": _processor(),
+        "processor": _processor() if device == "cpu" else torch.cuda.get_device_name(),
         "threads": torch.get_num_threads(),
     }
 
@@ -43,6 +43,11 @@ def record(case: Case, measurement: Measurement, surroundings: dict[str, Any]) -
         "ms_per_draw": [1e3 * timing.draw for timing in measurement.rounds],
         "ratios": list(measurement.ratios),
     }
+
+
+def memory_record(case: Case, contestant: str, megabytes: float, surroundings: dict[str, Any]) -> dict[str, Any]:
+    sizes = dict(case.sizes)
+    return {**surroundings, "case": case.name, "sizes": sizes, "contestant": contestant, "peak_megabytes": megabytes}
 
 
 def new_file(folder: Path) -> Path:

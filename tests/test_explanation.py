@@ -2,6 +2,7 @@
 
 import gc
 
+import pytest
 import torch
 import torch.nn.functional as F
 from tests.small_run import make, train
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tacit import PrivacyEngine
-from tacit.explanation import Explanation, held
+from tacit.errors import ConfigurationError
+from tacit.explanation import Explanation, Held, note
 from tacit.uses import Dense, Gather, Outer, Routed, Use, join
 
 
@@ -49,7 +51,8 @@ def test_every_parameter_is_listed_and_totals_add_up() -> None:
     assert "9×4" in text
     assert "scalar" in text
     assert f"{sum(one.held for one in found.parameters) / 1e6:8.2f} MB" in text.splitlines()[4]
-    assert "tried ('convolution'" in text
+    assert set(by_name["conv.weight"].measured) >= {"grouped", "unfolded"}
+    assert "grouped ?|" in text
 
 
 def test_every_kind_has_words() -> None:
@@ -63,7 +66,7 @@ def test_every_kind_has_words() -> None:
         Routed(a, g, torch.zeros(2, 3, dtype=torch.int64), 2),
         join([table, Outer(a, g, torch.Size((5, 4)))]),
     ]
-    words = [held("w", use) for use in uses]
+    words = [note(use) for use in uses]
     assert len({one.strategy for one in words}) == len(uses)
     assert all(one.held > 0 for one in words)
 
@@ -75,3 +78,57 @@ def test_nothing_of_the_batch_is_kept() -> None:
     gc.collect()
     assert isinstance(explanation, Explanation)
     assert not any(isinstance(value, Tensor) for one in explanation.parameters for value in (one.name, one.strategy))
+
+
+def test_predicted_and_measured_costs_of_matrix_products() -> None:
+    torch.manual_seed(0)
+    model, engine = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)), PrivacyEngine()
+    data = TensorDataset(torch.randn(12, 5, 6), torch.randint(0, 3, (12, 5)))
+    _, optimizer, loader = engine.make_private(
+        module=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        data_loader=DataLoader(data, batch_size=12),
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+    )
+    ((x, y),) = list(loader)
+    F.cross_entropy(model(x).transpose(1, 2), y).backward()
+    weight, bias, *_ = engine.explain().parameters
+    assert set(weight.predicted) == {"gram", "stored"}
+    assert weight.agree is None
+    assert not bias.predicted
+    measured = engine.explain(measure=True)
+    assert set(measured.parameters[0].measured) == {"gram", "stored"}
+    assert measured.parameters[0].agree in (True, False)
+    assert "gram 0." in measured.text
+    optimizer.step()
+
+
+def test_agreement_is_about_the_quickest() -> None:
+    def one(predicted: dict[str, float], measured: dict[str, float]) -> bool | None:
+        return Held("w", (2, 2), "gram", 4, predicted, measured).agree
+
+    assert one({"gram": 1.0, "stored": 2.0}, {"gram": 3.0, "stored": 9.0}) is True
+    assert one({"gram": 1.0, "stored": 2.0}, {"gram": 3.0, "stored": 2.0}) is False
+    assert one({}, {"gram": 3.0}) is None
+
+
+def test_strategies_are_measured_if_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tacit.uses.TUNER.found", {})
+    tried = []
+    monkeypatch.setattr("tacit.uses.tuning._milliseconds", lambda attempt: tried.append(attempt) or len(tried))
+    model, engine = nn.Linear(6, 3), PrivacyEngine()
+    made = {
+        "module": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "data_loader": DataLoader(TensorDataset(torch.randn(12, 5, 6)), batch_size=12),
+        "noise_multiplier": 1.0,
+        "max_grad_norm": 1.0,
+    }
+    with pytest.raises(ConfigurationError, match="'predict' or 'measure'"):
+        engine.make_private(**made, tune="guess")
+    _, _, loader = engine.make_private(**made, tune="measure")
+    ((x,),) = list(loader)
+    model(x).square().sum().backward()
+    assert len(tried) == 2
+    assert engine.explain().parameters[0].measured == {"gram": 1, "stored": 2}

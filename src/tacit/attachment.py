@@ -19,7 +19,7 @@ from tacit.capture import AveragedGuard, Pass, Session, read_field
 from tacit.criterion import PrivateCriterion
 from tacit.distributed import Averaging, Group
 from tacit.errors import ConfigurationError, PrivacyError, SamplingError
-from tacit.explanation import Held, held
+from tacit.explanation import Note, note
 from tacit.first_step import FirstStep, Witness
 from tacit.ghost import GhostClipper
 from tacit.joint import Checksums, plan_facts, shared_key
@@ -30,26 +30,10 @@ from tacit.optimizer import PrivateOptimizer
 from tacit.plan import PrivacyPlan
 from tacit.recording import Recorder
 from tacit.sampling import DrawLog, Handout, Part, Sampling, private_loader, user_generator
+from tacit.settings import Settings
 from tacit.stats import ClipStats
 from tacit.step import Clipper, Coming, Factors, Releaser
 from tacit.uses import WORKSPACE, Use
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Settings:
-    """What does not decide epsilon.
-
-    Attributes:
-        mode: ``"auto"``, ``"hooks"``, ``"ghost"`` or ``"functorch"``.
-        batch_first: whether inputs carry the batch in dimension 0.
-        noise_generator: makes the noise reproducible.
-        sample_index: where a batch says which unit of privacy each of its rows belongs to.
-    """
-
-    mode: str
-    batch_first: bool
-    noise_generator: torch.Generator | None
-    sample_index: str | int | None = None
 
 
 class Attachment:
@@ -80,8 +64,8 @@ class Attachment:
         drawing = shared_key(self.group, user_generator(loader))
         part = Part(self.group.rank, self.group.count, drawing)
         self.loader = private_loader(loader, plan.sampling, self.draws, part=part)
-        self.held: dict[str, Held] = {}
-        self._described: dict[str, Held] = {}
+        self.notes: dict[str, Note] = {}
+        self._coming_notes: dict[str, Note] = {}
         self._used: set[str] = set()
         self._rows: list[Tensor] = []
         self._rows_of = -1
@@ -102,7 +86,8 @@ class Attachment:
         self.first_step: FirstStep | None = None
         clipper = Clipper(lambda: self.plan, self, keep_dense=settings.mode == "hooks")
         layerwise = LayerwiseClipper(clipper) if not plan.policy.uniform and settings.mode != "hooks" else None
-        clip = GhostClipper(clipper, layerwise) if settings.mode == "ghost" else layerwise or clipper
+        two_passes = settings.mode == "ghost" or settings.memory_budget is not None
+        clip = GhostClipper(clipper, layerwise) if two_passes else layerwise or clipper
         guard = AveragedGuard(required=self.group.count > 1) if self.group.is_set_up else None
         self.session = Session(
             module,
@@ -111,6 +96,8 @@ class Attachment:
             batch_first=settings.batch_first,
             at_hand=self._batch_at_hand,
             apart=settings.mode == "functorch",
+            memory_budget=settings.memory_budget,
+            measured=settings.tune == "measure",
             guard=guard,
             entered=self._look_around,
         )
@@ -210,7 +197,7 @@ class Attachment:
 
     def used(self, name: str, use: Use) -> None:
         """Take note of how gradients are held that are about to be normed."""
-        self._described[name] = held(name, use)
+        self._coming_notes[name] = note(use)
 
     def clipped(self, run: Pass, factors: Factors, uses: Mapping[str, Use]) -> None:
         """Take note of a clipped physical batch."""
@@ -227,7 +214,7 @@ class Attachment:
             self._refuse_rows_seen(run, fresh=fresh)
             self.draws.used(run.real_units, fresh)
         self._used.update(factors.by_name)
-        self.held, self._described = self._described, {}
+        self.notes, self._coming_notes = self._coming_notes, {}
         self.stats = ClipStats(
             run.real_units,
             factors.norms[: run.real_units].cpu(),

@@ -61,8 +61,7 @@ class PrivateCriterion(nn.Module):
         if not self._session.guard.check_graph(losses, carrier):
             return value  # the two passes would see only what leads to the carrier
         weight = 1.0 / losses.shape[0] if self.reduction == "mean" else 1.0
-        term = Term(losses, torch.full_like(losses, weight, requires_grad=False), carrier)
-        out: Tensor = GhostTerm.apply(carrier, run, term, value.detach())
+        out: Tensor = GhostTerm.apply(carrier, run, Term((losses,), carrier), weight, value.detach())
         return out
 
     def per_sample(self, *args: Any, **kwargs: Any) -> Tensor:

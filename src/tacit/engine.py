@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from tacit import checkpoint
 from tacit.accounting import Adjacency, calibrate, create_accountant
 from tacit.accounting.events import adjacency_of
-from tacit.attachment import Attachment, Settings
+from tacit.attachment import Attachment
 from tacit.checking.check import check_model
 from tacit.checking.reference import LossFunction
 from tacit.clipping import Bounds
@@ -30,9 +30,8 @@ from tacit.plan import PrivacyPlan
 from tacit.planning import last_epoch, planned_history, planned_steps, sampling_of
 from tacit.private_run import PrivateRun
 from tacit.sampling import Sampling, is_parted
+from tacit.settings import Settings
 from tacit.validation import Conversion, Issue, check_attachable, compatible, find_issues, loader_issues, raise_all
-
-MODES = {"auto": "auto", "hooks": "hooks", "ew": "hooks", "ghost": "ghost", "functorch": "functorch"}
 
 
 class PrivacyEngine(PrivateRun):
@@ -78,6 +77,8 @@ class PrivacyEngine(PrivateRun):
         sample_index: str | int | None = None,
         check: tuple[Any, LossFunction] | None = None,
         ledger: str | Path | Ledger | None = None,
+        memory_budget: int | None = None,
+        tune: str = "predict",
     ) -> tuple[Any, ...]:
         """Make training private.
 
@@ -113,6 +114,12 @@ class PrivacyEngine(PrivateRun):
             check: ``(batch, loss_fn)``: look at model and loss before anything is touched; see :meth:`check`.
             ledger: a file (or a :class:`tacit.Ledger`) in which each release is written down before anyone sees it.
                 What is in it already counts: epsilon is then that of all runs over this data set.
+            memory_budget: how many bytes of per-sample gradients, and of what they are made from, a backward may hold
+                until the clip. Where one pass would hold more, the backward runs twice and holds nothing. Without it,
+                a quarter of the memory that is free is a limit to what is held for speed's sake only.
+            tune: how strategies for matrix products are chosen: ``"predict"``, by rates of the device that are measured
+                once and kept on disk; ``"measure"``, by timing them once for each shape. (Those for convolutions are
+                always timed.) With ``torch.use_deterministic_algorithms(True)`` nothing is timed.
 
         Returns:
             ``(model, optimizer, data_loader)``; with ``"ghost"`` also the criterion, fourth.
@@ -130,7 +137,7 @@ class PrivacyEngine(PrivateRun):
             names = _trainable(optimizer, model)
             plan = PrivacyPlan(noise_multiplier, max_grad_norm, clipping, loss_reduction, sampled, names)
             generator = self._generator(noise_generator)
-            settings = Settings(MODES[grad_sample_mode], batch_first, generator, sample_index)
+            settings = Settings.of(grad_sample_mode, batch_first, generator, sample_index, memory_budget, tune)
             _check_first(model, check, plan.loss_reduction, settings, criterion)
             return plan, settings
 
@@ -163,6 +170,8 @@ class PrivacyEngine(PrivateRun):
         sample_index: str | int | None = None,
         check: tuple[Any, LossFunction] | None = None,
         ledger: str | Path | Ledger | None = None,
+        memory_budget: int | None = None,
+        tune: str = "predict",
     ) -> tuple[Any, ...]:
         """Make training private with the least noise for which the planned run ends at or below ``target_epsilon``.
 
@@ -183,7 +192,8 @@ class PrivacyEngine(PrivateRun):
             sampled = self._sampled(data_loader, sampling, poisson_sampling)
             self._check(model, optimizer, grad_sample_mode, criterion)
             draft = PrivacyPlan(1.0, max_grad_norm, clipping, loss_reduction, sampled, _trainable(optimizer, model))
-            settings = Settings(MODES[grad_sample_mode], batch_first, self._generator(noise_generator), sample_index)
+            generator = self._generator(noise_generator)
+            settings = Settings.of(grad_sample_mode, batch_first, generator, sample_index, memory_budget, tune)
             _check_first(model, check, loss_reduction, settings, criterion)
             return draft, settings, planned_steps(sampled, epochs, steps)
 
@@ -273,8 +283,6 @@ class PrivacyEngine(PrivateRun):
             raise ConfigurationError(
                 "this engine has a private model already. Call engine.detach() first, or make another PrivacyEngine."
             )
-        if mode not in MODES:
-            raise ConfigurationError(f"grad_sample_mode={mode!r} is not known. Known: {', '.join(map(repr, MODES))}.")
         if criterion is not None and mode != "ghost":
             raise ConfigurationError(
                 f'criterion= belongs to grad_sample_mode="ghost". In mode {mode!r} use your loss as it is, and leave '

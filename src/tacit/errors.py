@@ -57,6 +57,10 @@ class BudgetError(PrivacyError):
     """A release would pass the budget that was set."""
 
 
+class MemoryBudgetError(TacitError):
+    """A backward cannot be run within the memory that was allowed for it."""
+
+
 class LedgerError(PrivacyError):
     """A release could not be put on record, or the record is of other data."""
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from tacit.uses import Dense, Gather, Outer, Patches, Routed, TableAndHead, Use
+import torch
+
+from tacit.uses import TUNER, Dense, Gather, Outer, Patches, Product, Routed, TableAndHead, Use, costs_of, time_product
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +20,29 @@ class Held:
         strategy: in words.
         held: bytes that were kept until the clip, of which activations are there anyway. (In two passes, and where
             groups of parameters have bounds of their own, they are let go of one by one.)
+        predicted: milliseconds of each strategy that there was, as far as they are predicted.
+        measured: the same, as far as they were timed.
     """
 
     name: str
     shape: tuple[int, ...]
     strategy: str
     held: int
+    predicted: Mapping[str, float] = field(default_factory=dict)
+    measured: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def agree(self) -> bool | None:
+        """Whether the quickest strategy was predicted; None if it was not both predicted and timed."""
+        if not self.predicted or not self.measured:
+            return None
+        return min(self.predicted, key=self.predicted.__getitem__) == min(self.measured, key=self.measured.__getitem__)
+
+    @property
+    def line(self) -> str:
+        """Strategies that there were, and their times."""
+        names = dict.fromkeys([*self.predicted, *self.measured])
+        return ", ".join(f"{name} {_times(self.predicted.get(name), self.measured.get(name))}" for name in names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,51 +51,86 @@ class Explanation:
 
     Attributes:
         parameters: one entry each, in the order of the model.
-        tried: where strategies were timed: for each shape milliseconds by strategy.
     """
 
     parameters: tuple[Held, ...]
-    tried: Mapping[Hashable, Mapping[str, float]]
 
     @property
     def text(self) -> str:
-        """A table, and what was tried."""
+        """A table: parameter, shape, what is held, how, and what each strategy takes, ``predicted|measured`` in ms."""
         if not self.parameters:
             return "No private backward has run yet."
         width = max(len(one.name) for one in self.parameters)
         lines = [
             f"{one.name:<{width}}  {'×'.join(map(str, one.shape)) or 'scalar':>16}  {one.held / 1e6:8.2f} MB  "
-            f"{one.strategy}"
+            f"{one.strategy}" + (f" ({one.line})" if one.line else "")
             for one in self.parameters
         ]
         total = sum(one.held for one in self.parameters) / 1e6
         lines.append(f"{'together':<{width}}  {'':>16}  {total:8.2f} MB")
-        for key, times in self.tried.items():
-            found = ", ".join(f"{name} {milliseconds:.2f} ms" for name, milliseconds in sorted(times.items()))
-            lines.append(f"tried {key}: {found}")
         return "\n".join(lines)
 
 
-def held(name: str, use: Use) -> Held:
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What is kept of a use for an explanation: nothing of its numbers.
+
+    Attributes:
+        strategy: in words.
+        held: bytes.
+        shape: of the parameter.
+        product: its sizes, if it is a matrix product's.
+        tried: under which key its forms were timed, or would be.
+        device: where it was.
+        dtype: of its numbers.
+    """
+
+    strategy: str
+    held: int
+    shape: tuple[int, ...]
+    product: Product | None
+    tried: Hashable
+    device: torch.device
+    dtype: torch.dtype
+
+    def explain(self, name: str, *, measure: bool) -> Held:
+        predicted: dict[str, float] = {}
+        if self.product is not None:
+            seconds = costs_of(self.device, self.dtype).seconds(self.product)
+            predicted = {each: 1e3 * found for each, found in seconds.items()}
+            if measure:
+                time_product(self.product, self.device, self.dtype)
+        return Held(name, self.shape, self.strategy, self.held, predicted, dict(TUNER.found.get(self.tried, {})))
+
+
+def note(use: Use) -> Note:
     """Describe a use, without keeping anything of it."""
-    strategy, size = _described(use)
-    return Held(name, tuple(use.shape), strategy, size)
+    strategy, numbers, size = _described(use)
+    return Note(strategy, size, tuple(use.shape), use.product, use.tried, *numbers)
 
 
-def _described(use: Use) -> tuple[str, int]:
+def _described(use: Use) -> tuple[str, tuple[torch.device, torch.dtype], int]:
     if isinstance(use, Dense):
-        return "whole gradients of single samples", use.gradients.nbytes
+        return "whole gradients of single samples", _kind(use.gradients), use.gradients.nbytes
     if isinstance(use, Outer):
         positions = use.a.shape[1]
         how = "norms of inputs and output gradients" if positions == 1 else f"Gram matrices of {positions} positions"
-        return how, use.a.nbytes + use.g.nbytes
+        return how, _kind(use.a), use.a.nbytes + use.g.nbytes
     if isinstance(use, Patches):
-        return "Gram matrices of pixels", use.x.nbytes + use.g.nbytes
+        return "Gram matrices of pixels", _kind(use.x), use.x.nbytes + use.g.nbytes
     if isinstance(use, Gather):
-        return "sums over the rows that each sample looked up", use.ids.nbytes + use.g.nbytes
+        return "sums over the rows that each sample looked up", _kind(use.g), use.ids.nbytes + use.g.nbytes
     if isinstance(use, Routed):
-        return "Gram matrices within each expert", use.a.nbytes + use.g.nbytes
+        return "Gram matrices within each expert", _kind(use.a), use.a.nbytes + use.g.nbytes
     if isinstance(use, TableAndHead):
-        table, head = _described(use.table)[1], _described(use.head)[1]
-        return "table and head together, by their inner products", table + head
-    return type(use).__name__, 0
+        _, kind, table = _described(use.table)
+        return "table and head together, by their inner products", kind, table + _described(use.head)[2]
+    return type(use).__name__, (torch.device("cpu"), torch.float32), 0
+
+
+def _kind(value: torch.Tensor) -> tuple[torch.device, torch.dtype]:
+    return value.device, value.dtype
+
+
+def _times(predicted: float | None, measured: float | None) -> str:
+    return "|".join("?" if each is None else f"{each:.2f}" for each in (predicted, measured)) + " ms"

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tacit.capture import Clip, ClippedSums, EarlyClip, Pass, Term
+from tacit.capture import Clip, ClippedSums, Deposit, EarlyClip, Pass, Term
 from tacit.errors import PrivacyError, SecondBackwardError
 from tacit.step import Clipper, Factors, Observer, by_unit
 from tacit.uses import Use, join
@@ -26,14 +26,15 @@ class GhostTerm(torch.autograd.Function):
     """The value of a loss whose gradient is left to the two passes."""
 
     @staticmethod
-    def forward(ctx: Any, carrier: Tensor, run: Pass, term: Term, value: Tensor) -> Tensor:
-        ctx.run, ctx.term = run, term
+    def forward(ctx: Any, carrier: Tensor, run: Pass, term: Term, weight: float, value: Tensor) -> Tensor:
+        ctx.run, ctx.term, ctx.weight = run, term, weight
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[None, ...]:
-        ctx.run.deposit(ctx.term, g)
-        return None, None, None, None
+        (losses,) = ctx.term.outputs
+        ctx.run.deposit(ctx.term, (torch.full_like(losses, ctx.weight, requires_grad=False) * g,))
+        return None, None, None, None, None
 
 
 class GhostClipper:
@@ -48,6 +49,10 @@ class GhostClipper:
         self._plain = plain
         self._usual = usual or plain
 
+    @property
+    def holds(self) -> bool:
+        return self._usual.holds
+
     def early(self, run: Pass) -> EarlyClip | None:
         return self._usual.early(run)
 
@@ -57,9 +62,9 @@ class GhostClipper:
             return self._usual(run, recorded)
         if recorded:
             raise SecondBackwardError(
-                "the loss has another term beside the returned criterion, which runs two backwards of its own: each "
-                "sample would be clipped twice. Compute the whole loss with the returned criterion, or all of it "
-                "without: a plain loss gives the same clipped gradient in one backward."
+                "the loss has another term beside what two passes are run over (the returned criterion's value; under "
+                "a memory_budget the model's outputs): each sample would be clipped twice. Compute the whole loss with "
+                "the returned criterion, or all of it without; let the model put out all that the loss depends on."
             )
         norms = _Norms(run, self._plain.observer)
         _backward(run, terms, norms.take, retain=True)
@@ -70,15 +75,20 @@ class GhostClipper:
         return sums
 
 
-def _backward(run: Pass, terms: list[tuple[Term, Tensor]], sink: Any, *, retain: bool) -> None:
-    """Differentiate the per-sample losses down to the carrier: exactly the rules' backwards run."""
-    weights = [term.weights * g for term, g in terms]
+def _backward(run: Pass, terms: list[Deposit], sink: Any, *, retain: bool) -> None:
+    """Differentiate what waits down to the carrier: exactly the rules' backwards run."""
+    pairs = [
+        (value, gradient)
+        for term, gradients in terms
+        for value, gradient in zip(term.outputs, gradients, strict=True)
+        if gradient is not None
+    ]
     run.sink = sink
     try:
         torch.autograd.grad(
-            [term.losses for term, _ in terms],
+            [value for value, _ in pairs],
             [terms[0][0].carrier],
-            grad_outputs=weights,
+            grad_outputs=[gradient for _, gradient in pairs],
             retain_graph=retain,
             allow_unused=True,
         )

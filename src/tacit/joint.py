@@ -44,7 +44,7 @@ def run_facts(accountant: Accountant, parameters: Mapping[str, nn.Parameter]) ->
     return {
         "version of tacit": version("tacit"),
         "version of torch": torch.__version__,
-        "version of numpy": version("numpy"),  # its functions make the noise
+        "vector functions of the processor": torch.backends.cpu.get_cpu_capability(),  # they make the noise
         "accountant": (accountant.mechanism(), accountant.wanted_adjacency),
         "releases so far": sorted(map(repr, counted(accountant.history).items())),
         "private parameters": len(parameters),

@@ -22,6 +22,10 @@ class LayerwiseClipper:
     def __init__(self, plain: Clipper) -> None:
         self._plain = plain
 
+    @property
+    def holds(self) -> bool:
+        return False
+
     def early(self, run: Pass) -> Groups:
         return Groups(run, self._plain)
 

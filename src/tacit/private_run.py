@@ -21,7 +21,6 @@ from tacit.first_step import FirstStep
 from tacit.plan import PrivacyPlan, check_number
 from tacit.statement import Statement, make_statement
 from tacit.stats import ClipStats
-from tacit.uses import TUNER
 
 
 class PrivateRun:
@@ -159,11 +158,17 @@ class PrivateRun:
         attached.catch_up()
         return attached.budget.remaining(self.accountant, attached.coming, most=attached.horizon)
 
-    def explain(self) -> Explanation:
-        """Say how the last backward held and clipped each parameter's per-sample gradients: ``print(….text)``."""
+    def explain(self, *, measure: bool = False) -> Explanation:
+        """Say how the last backward held and clipped each parameter's per-sample gradients: ``print(….text)``.
+
+        Args:
+            measure: time the strategies of matrix products that have not been timed yet, on made-up numbers.
+        """
         attached = self._attached
-        known = [attached.held[name] for name in attached.parameters if name in attached.held]
-        return Explanation(tuple(known), dict(TUNER.found))
+        notes = attached.notes
+        return Explanation(
+            tuple(notes[name].explain(name, measure=measure) for name in attached.parameters if name in notes)
+        )
 
     @property
     def plan(self) -> PrivacyPlan:

@@ -135,6 +135,10 @@ class Clipper:
     def policy(self) -> ClippingPolicy:
         return self._plan().policy
 
+    @property
+    def holds(self) -> bool:
+        return True
+
     def early(self, run: Pass) -> None:
         """Nothing is clipped before all uses have come."""
 

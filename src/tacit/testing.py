@@ -39,6 +39,7 @@ def check_exactness(
     criterion: Callable[..., Any] | None = None,
     tolerance: float | None = None,
     clipping: str = "flat",
+    memory_budget: int | None = None,
 ) -> ExactnessReport:
     """Compare one private backward with a loop over single samples.
 
@@ -54,6 +55,7 @@ def check_exactness(
         criterion: the loss, where ``loss_fn`` takes one.
         tolerance: largest relative error of norms and sum; by default 1e-9 in float64, 1e-5 in float32.
         clipping: ``"flat"`` or ``"per_layer"``.
+        memory_budget: as for ``make_private``.
 
     Returns:
         The errors.
@@ -75,6 +77,7 @@ def check_exactness(
         batch_first=batch_first,
         criterion=criterion,
         clipping=clipping,
+        memory_budget=memory_budget,
     )
     report = compare(reference, norms, sums)
     precision = max((p.dtype for p in model.parameters() if p.is_floating_point()), key=lambda t: torch.finfo(t).eps)

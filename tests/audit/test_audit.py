@@ -201,8 +201,8 @@ def test_noise_that_is_divided_by_the_number_of_microbatches_is_caught() -> None
 def test_clipping_after_the_sum_and_clipping_of_tokens_are_caught(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
     """Each canary then leaves more than the bound: its whole gradient, or the bound for each of its tokens."""
     factors = FlatClipping.factors
-    grown = (lambda self, norms: torch.ones_like(norms)) if tokens == 1 else None
-    per_token = grown or (lambda self, norms: factors(self, norms / tokens))
+    grown = (lambda self, norms, names: torch.ones_like(norms)) if tokens == 1 else None
+    per_token = grown or (lambda self, norms, names: factors(self, norms / tokens, names))
     monkeypatch.setattr(FlatClipping, "factors", per_token)
     seen, claimed = releases(rate=1.0, steps=1, tokens=tokens, noise=2.0)
     assert gaussian_bound(seen) > claimed

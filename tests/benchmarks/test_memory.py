@@ -9,8 +9,8 @@ ROOT = Path(__file__).parents[2]
 
 def test_one_contestant_in_a_process_of_its_own():
     code = (
-        "from benchmarks import cases, memory\n"
-        "cases.BY_NAME['mlp'] = memory.BY_NAME['mlp'] = cases.Case('mlp', '', cases.BY_NAME['mlp'].build, "
+        "from benchmarks import cases, memory, registry\n"
+        "registry.BY_NAME['mlp'] = cases.Case('mlp', '', registry.BY_NAME['mlp'].build, "
         "{'batch': 64, 'inputs': 2000, 'hidden': (2000,)})\n"
         "print(memory.peak_of_steps('mlp', 0, None))"
     )

@@ -87,6 +87,7 @@ class Case:
     epochs: int = 1
     clipping: str = "flat"
     to_none: bool = True
+    memory_budget: int | None = None
 
 
 def data(records: int) -> TensorDataset:
@@ -121,6 +122,7 @@ def made(case: Case, **more: Any) -> tuple[Any, ...]:
         grad_sample_mode=case.mode,
         loss_reduction=case.reduction,
         clipping=case.clipping,
+        memory_budget=case.memory_budget,
         **settings,
     )
     if case.wrap == "after":

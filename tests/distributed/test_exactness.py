@@ -92,6 +92,9 @@ def test_ways_of_wrapping():
         Case(model="reentrant"),
         Case(model="checkpointed", ddp={"static_graph": True}),
         Case(mode="functorch"),
+        Case(memory_budget=1, pieces="manager"),
+        Case(memory_budget=1, ddp={"static_graph": True}),
+        Case(memory_budget=1, ddp={"find_unused_parameters": True}, model="conv"),
     ]
     compare(2, cases)
 

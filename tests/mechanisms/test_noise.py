@@ -12,7 +12,7 @@ import torch
 from tacit.errors import PrivacyError
 from tacit.mechanisms import NoiseSource, add_gaussian_noise
 from tacit.mechanisms.gaussian import ROUNDING, grid_of
-from tacit.mechanisms.secure import PAIRS, READY, Job, SecureNormal, _cosine_sine, _radii
+from tacit.mechanisms.secure import PAIRS, READY, Job, SecureNormal, box_muller
 
 LARGE = 2 * PAIRS
 
@@ -154,22 +154,40 @@ def test_many_tensors_at_once_are_filled_whole_and_share_nothing():
     assert len(whole.unique()) == len(whole)
 
 
-def test_sine_and_cosine_are_exact_to_the_last_bits():
-    v = np.linspace(-1, 1, 100_001)
-    cosine, sine = _cosine_sine(v * v, np.empty((2, len(v))))
-    assert np.abs(sine * v - np.sin(np.pi / 2 * v)).max() < 1e-15
-    assert np.abs(cosine - np.cos(np.pi / 2 * v)).max() < 1e-15
+def transformed(first, second, deviation=1.0):
+    words = torch.from_numpy(np.array([first, second], dtype=np.int64))
+    floats, out = torch.empty(2, words.shape[1], dtype=torch.float64), torch.empty(2, words.shape[1]).double()
+    box_muller(words, deviation, floats, out)
+    return out
+
+
+def test_the_transform_is_exact_to_the_last_bits():
+    """Against NumPy, whose logarithm and sine are others'."""
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(-(2**63), 2**63 - 1, (2, 100_001))
+    radius = np.sqrt(-2 * np.log((np.abs(first.astype(np.float64)) + 0.5) * 2.0**-63))
+    angle = second.astype(np.float64) * 2.0**-63 * np.pi
+    found = transformed(first, second, 2.0).numpy()
+    assert np.abs(found[0] / 2 - radius * np.cos(angle)).max() < 1e-14
+    assert np.abs(found[1] / 2 - radius * np.sin(angle)).max() < 1e-14
 
 
 def test_radii_at_the_ends():
     """The smallest word is 9.4 deviations out; the largest are at 0, and no number is NaN."""
-    words = np.array([0.0, -0.0, 2.0**-63, -1.0, 1.0, 1 - 2.0**-53, -0.5])
-    found = np.empty_like(words)
-    _radii(words, found)
-    assert found[0] == found[1] == pytest.approx((2 * 64 * np.log(2)) ** 0.5)
-    assert np.isfinite(found).all()
-    assert found[3] == found[4] == 0.0
-    assert found[6] == pytest.approx((2 * np.log(2)) ** 0.5)
+    first = [0, 1, -1, -(2**63), 2**63 - 1, -(2**62)]
+    cosine, sine = transformed(first, [0] * len(first))
+    assert float(cosine[0]) == pytest.approx((2 * 64 * np.log(2)) ** 0.5)
+    assert float(cosine[1]) == float(cosine[2]) < float(cosine[0])
+    assert bool(torch.isfinite(cosine).all())
+    assert not bool(cosine[3:5].any())
+    assert not bool(sine.any())
+
+
+def test_jobs_have_deviations_of_their_own():
+    for count in (100, LARGE + 3):
+        seen = []
+        SecureNormal().each([Job(count, lambda numbers, part, seen=seen: seen.append(numbers.clone()), 1e6)])
+        assert 1e4 < float(torch.cat(seen).abs().mean()) < 1e8
 
 
 class TestSharedKey:
@@ -188,7 +206,7 @@ class TestSharedKey:
             torch.set_num_threads(number)
             source = NoiseSource(key=self.KEY)
             found.append([*self.numbers(source, counts), *self.numbers(source, counts)])
-            assert source.position == (14,)
+            assert source.position == (2 * (1 + 1 + -(-300_001 // LARGE)),)
         torch.set_num_threads(threads)
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
         first, again = found[0][:3], found[0][3:]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from benchmarks.zoo.adapters import KINDS as ADAPTERS
 from peft import get_peft_model
+from tests.modes import mode_settings
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import BertConfig, BertForSequenceClassification
@@ -95,7 +96,7 @@ def test_adaloras_own_penalty_is_part_of_each_samples_loss(exact: Any) -> None:
             model,
             lambda m, b: m(input_ids=b[0], labels=b[1]).loss,
             (ids, torch.randint(0, WORDS, (3,))),
-            grad_sample_mode=exact.mode,
+            **mode_settings(exact.mode),
             tolerance=1e-6,
         )
     assert float(report.reference.norms.max()) > 0

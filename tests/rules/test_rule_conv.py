@@ -9,7 +9,7 @@ from torch import nn
 from tacit.errors import PrivacyError
 from tacit.rules import conv as rules
 from tacit.rules.conv import weight_use
-from tacit.uses import TUNER, Dense, Geometry, Layout, Outer, Patches, unfold
+from tacit.uses import TUNER, Dense, Geometry, Layout, Outer, Patches, Room, unfold
 
 # torch warns once, from the reference loop.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel lengths:UserWarning")
@@ -96,7 +96,7 @@ def test_every_form_is_the_same_use(name: str, kind: Any, padding: tuple[int, in
     w = torch.randn(3, 5, 3, 2)
     g = torch.randn(F.conv2d(x, w, padding=padding).shape)
     with TUNER.forced(name):
-        use = weight_use(x, g, w, geometry, Layout(4, 0))
+        use = weight_use(x, g, w, geometry, Layout(4, 0), Room())
     assert isinstance(use, kind)
     a = unfold(x, (3, 2), geometry)
     expected = torch.einsum("btp,btd->bpd", g.flatten(2).transpose(1, 2), a).view(4, *w.shape)
@@ -129,7 +129,7 @@ def test_forms_that_need_much_memory_are_not_tried(monkeypatch: pytest.MonkeyPat
     x, w = torch.randn(2, 3, 30, 30), torch.randn(2, 3, 7, 7)
     geometry = Geometry((1, 1), (3, 3), (1, 1), 1)
     tried = dict(TUNER.found)
-    assert isinstance(weight_use(x, torch.randn(2, 2, 30, 30), w, geometry, Layout(2, 0)), Dense)
+    assert isinstance(weight_use(x, torch.randn(2, 2, 30, 30), w, geometry, Layout(2, 0), Room()), Dense)
     assert tried == TUNER.found
 
 
@@ -138,7 +138,7 @@ def test_similar_batches_share_a_choice() -> None:
     layer = [torch.randn(5, 11, 3, 3), Geometry((1, 1), (1, 1), (1, 1), 1)]
     for batch in (33, 40, 63):
         x, g = torch.randn(batch, 11, 5, 5), torch.randn(batch, 5, 5, 5)
-        weight_use(x, g, *layer, Layout(batch, 0))
+        weight_use(x, g, *layer, Layout(batch, 0), Room())
     assert len(TUNER.found) == tried + 1
 
 

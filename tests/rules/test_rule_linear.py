@@ -7,7 +7,7 @@ from torch import nn
 
 from tacit.errors import NoRuleError, PrivacyError
 from tacit.rules.linear import outer_use
-from tacit.uses import Dense, Outer
+from tacit.uses import Dense, Outer, Room
 
 SIZES = [(3, 4, 5), (4, 4, 4), (1, 3, 2), (3, 1, 4)]
 BTD = pytest.mark.parametrize(("B", "T", "d"), SIZES)
@@ -38,18 +38,18 @@ def test_linear_with_a_frozen_half(exact: Any, frozen: str) -> None:
 
 def test_linear_wide_enough_for_gram_matrices(exact_any: Any) -> None:
     layer, x = nn.Linear(96, 80), torch.randn(3, 2, 96)
-    assert isinstance(outer_use(x, torch.randn(3, 2, 80), layer.weight.shape), Outer)
+    assert isinstance(outer_use(x, torch.randn(3, 2, 80), layer.weight.shape, room=Room()), Outer)
     exact_any(layer, x)
 
 
 def test_linear_long_enough_for_dense_gradients(exact_any: Any) -> None:
     layer, x = nn.Linear(3, 2), torch.randn(3, 40, 3)
-    assert isinstance(outer_use(x, torch.randn(3, 40, 2), layer.weight.shape), Dense)
+    assert isinstance(outer_use(x, torch.randn(3, 40, 2), layer.weight.shape, room=Room()), Dense)
     exact_any(layer, x)
 
 
 def test_the_strategy_for_one_position_is_never_dense() -> None:
-    assert isinstance(outer_use(torch.randn(3, 1, 2), torch.randn(3, 1, 2), torch.Size((2, 2))), Outer)
+    assert isinstance(outer_use(torch.randn(3, 1, 2), torch.randn(3, 1, 2), torch.Size((2, 2)), room=Room()), Outer)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tacit.uses import DEFAULT_COSTS, CostModel, Dense, Gather, Outer, Use, join
+from tacit.uses import Dense, Gather, Outer, Use, join
 from tacit.uses.numerics import BLOCK, cancelled, sample_squares, wide
 
 TYPES = [torch.float32, torch.bfloat16]
@@ -123,9 +123,3 @@ def test_suspicion_is_raised_by_small_results_only() -> None:
     bound = torch.tensor([1.0, 1.0, 1.0, 1.0, float("inf")], dtype=torch.float64)
     assert cancelled(squares, bound, torch.float32).tolist() == [False, True, True, True, False]
     assert not cancelled(torch.zeros(2).double(), torch.zeros(2).double(), torch.float32).any()
-
-
-def test_the_cost_model_keeps_to_its_memory_budget() -> None:
-    assert DEFAULT_COSTS.stores_outer(4, 512, 8, 8, 4)
-    assert not DEFAULT_COSTS.stores_outer(4, 2, 512, 512, 4)
-    assert not CostModel(dense_budget=100).stores_outer(4, 512, 8, 8, 4)

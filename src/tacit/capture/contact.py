@@ -17,7 +17,7 @@ from tacit.capture.passes import Pass
 from tacit.capture.views import before_expansion, reshaped_source, rows_source, stack_source, transposed_source
 from tacit.errors import LayoutError, PrivacyError
 from tacit.rules import Contact, Slot
-from tacit.uses import Layout, Use
+from tacit.uses import Layout, Room, Use
 
 
 def _as_it_is(function: Callable[..., Any], _types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -52,6 +52,10 @@ class LeafSlot(Slot):
     @property
     def table(self) -> bool:
         return self._name in self._run.tables
+
+    @property
+    def room(self) -> Room:
+        return self._run.room
 
     def looked_up(self) -> None:
         self._run.tables.add(self._name)

@@ -15,7 +15,7 @@ from torch import Tensor
 from tacit.capture.passes import within_task
 from tacit.errors import PrivacyError, TacitError, UnseenError
 from tacit.rules import Slot
-from tacit.uses import Dense, Gather, Layout, Outer, Routed, Use
+from tacit.uses import Dense, Gather, Layout, Outer, Room, Routed, Use
 
 _DERIVED = "_tacit_derived"
 _MADE = "_tacit_made"
@@ -98,6 +98,10 @@ class ViewSlot(Slot):
     def __init__(self, source: Slot) -> None:
         self._source = source
 
+    @property
+    def room(self) -> Room:
+        return self._source.room
+
     def record(self, use: Use) -> None:
         self._source.record(use.transposed())
 
@@ -108,6 +112,10 @@ class ReshapedSlot(Slot):
     def __init__(self, source: Slot, shape: torch.Size) -> None:
         self._source = source
         self._shape = shape
+
+    @property
+    def room(self) -> Room:
+        return self._source.room
 
     def record(self, use: Use) -> None:
         self._source.record(use.reshaped(self._shape))
@@ -120,6 +128,10 @@ class StackSlot(Slot):
         self._source = source
         self._number = number
         self._count = count
+
+    @property
+    def room(self) -> Room:
+        return self._source.room
 
     def record(self, use: Use) -> None:
         if isinstance(use, Outer) and len(use.shape) == 2:
@@ -137,6 +149,10 @@ class RowsSlot(Slot):
         self._source = source
         self._first = first
         self._rows = rows
+
+    @property
+    def room(self) -> Room:
+        return self._source.room
 
     def record(self, use: Use) -> None:
         self._source.record(use.placed(self._first, self._rows))

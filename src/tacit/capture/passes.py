@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tacit.errors import SecondBackwardError
-from tacit.uses import Units, Use
+from tacit.uses import Room, Units, Use
 
 if TYPE_CHECKING:
     from tacit.capture.crossings import Crossing
@@ -44,17 +44,19 @@ class ClippedSums(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """Losses that wait outside the outer graph for two passes over them.
+    """Values that wait, with their graph, outside the outer one for two passes over them.
 
     Attributes:
-        losses: per-sample losses, shape ``(B,)``, with their graph.
-        weights: what each is multiplied by in the value that the user sees, ``(B,)``.
+        outputs: the values: a forward's outputs, or per-sample losses.
         carrier: the carrier of their pass.
     """
 
-    losses: Tensor
-    weights: Tensor
+    outputs: tuple[Tensor, ...]
     carrier: Tensor
+
+
+Deposit = tuple[Term, tuple[Tensor | None, ...]]
+"""A term, and the gradients that reached its values."""
 
 
 class EarlyClip(Protocol):
@@ -71,6 +73,10 @@ class Clip(Protocol):
 
     def __call__(self, run: Pass, recorded: Mapping[str, list[Use]]) -> ClippedSums: ...
 
+    @property
+    def holds(self) -> bool:
+        """Whether uses are held until the last of a backward has come."""
+
     def early(self, run: Pass) -> EarlyClip | None:
         """Who takes the uses of private parameters at once; None if nobody."""
 
@@ -78,7 +84,7 @@ class Clip(Protocol):
 Finish = Callable[["Pass", Mapping[str, list[Use]]], ClippedSums]
 
 Crossings: TypeAlias = "dict[object, list[list[Crossing | None]]]"
-Promises: TypeAlias = "tuple[dict[str, int], Crossings]"
+Promises: TypeAlias = "tuple[dict[str, int], Crossings, int]"
 
 
 class Pass:
@@ -99,6 +105,9 @@ class Pass:
         sink: where uses go instead, while two passes run.
         clipped: what the clipping made of the uses.
         early: who takes uses of parameters at once.
+        room: how much may be held until the clip.
+        forwards: how many outermost forwards it has seen.
+        bounded: its outputs are behind a boundary: two passes will be run.
     """
 
     def __init__(
@@ -107,6 +116,7 @@ class Pass:
         finish: Finish,
         *,
         early: Callable[[Pass], EarlyClip | None] = lambda _: None,
+        room: Room | None = None,
         dummy: bool = False,
         synthetic: bool = False,
         units: Units | None = None,
@@ -125,10 +135,13 @@ class Pass:
         self.sink: Callable[[str, Use], None] | None = None
         self.clipped: ClippedSums | None = None
         self.inputs: list[Tensor] = []
+        self.room = room or Room()
+        self.forwards = 0
+        self.bounded = False
         self.early = early(self)
         self._clip = finish
         self._uses: dict[str, list[Use]] = {}
-        self._terms: list[tuple[Term, Tensor]] = []
+        self._terms: list[Deposit] = []
         self._terms_task = -1
         self._task = -1
         self._roots: dict[int, int] = {}
@@ -148,11 +161,12 @@ class Pass:
 
     def promises(self) -> Promises:
         """What the forwards have promised so far."""
-        return dict(self.contacts), {module: list(calls) for module, calls in self.crossings.items()}
+        crossings = {module: list(calls) for module, calls in self.crossings.items()}
+        return dict(self.contacts), crossings, self.room.expected
 
     def take_back(self, before: Promises) -> None:
         """Forget what was promised since :meth:`promises`: the forward runs again."""
-        contacts, crossings = before
+        contacts, crossings, self.room.expected = before
         self.contacts = dict(contacts)
         self.crossings = {module: list(calls) for module, calls in crossings.items()}
 
@@ -182,6 +196,7 @@ class Pass:
         if task != self._task:  # what an unfinished backward (saliency, an error) left behind is forgotten
             self._uses.clear()
             self._task = task
+            self.room.open()
             if self.early is not None:
                 self.early.restart()
         if self.early is not None and name in self.contacts:  # crossings have names of their own, and wait
@@ -220,13 +235,13 @@ class Pass:
         self._uses = {}
         self._roots = {}
 
-    def deposit(self, term: Term, gradient: Tensor) -> None:
-        """Take a term of the loss that is being differentiated, and the gradient that reached its value."""
+    def deposit(self, term: Term, gradients: tuple[Tensor | None, ...]) -> None:
+        """Take a term of the loss that is being differentiated, and the gradients that reached its values."""
         if current_task() != self._terms_task:  # an earlier backward failed
             self._terms.clear()
             self._terms_task = current_task()
-        self._terms.append((term, gradient))
+        self._terms.append((term, gradients))
 
-    def take_terms(self) -> list[tuple[Term, Tensor]]:
+    def take_terms(self) -> list[Deposit]:
         terms, self._terms = (self._terms if current_task() == self._terms_task else []), []
         return terms

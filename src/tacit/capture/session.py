@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tacit.capture.boundary import bounded
 from tacit.capture.contact import Frame, Names
 from tacit.capture.entrance import Entrance
 from tacit.capture.gates import make_carrier, tie
@@ -19,8 +20,8 @@ from tacit.capture.passes import Clip, ClippedSums, Pass, current_task
 from tacit.capture.recomputation import Recomputation
 from tacit.capture.running import Runner
 from tacit.capture.units import units_of
-from tacit.errors import ConfigurationError, MixingError, SecondBackwardError
-from tacit.uses import Layout, Units, Use
+from tacit.errors import ConfigurationError, MemoryBudgetError, MixingError, SecondBackwardError
+from tacit.uses import SHARE, Layout, Room, Units, Use, free_memory
 
 
 class Session:
@@ -32,6 +33,9 @@ class Session:
         clip: called once per backward, after all rules have recorded.
         batch_first: whether inputs carry the batch in dimension 0 (else 1).
         at_hand: which batch is at hand, and how many rows or units it has; None if none was drawn.
+        memory_budget: how many bytes may be held until the clip; where they are too few, two passes are run. If None,
+            memory that is free decides between forms of what is held, and there is one pass.
+        measured: choose forms of matrix products by timing them, not by prediction.
         apart: run every forward on one copy of the parameters for each sample.
         guard: watches the gradients; by default those of one process.
         entered: called when a private forward begins.
@@ -52,6 +56,8 @@ class Session:
         batch_first: bool,
         at_hand: Callable[[], tuple[int, int] | None],
         apart: bool = False,
+        memory_budget: int | None = None,
+        measured: bool = False,
         guard: LeakGuard | None = None,
         entered: Callable[[], None] | None = None,
     ) -> None:
@@ -60,6 +66,10 @@ class Session:
         self._entered = entered
         self.enabled = True
         self._clip = clip
+        self._measured = measured
+        self._limited = memory_budget is not None
+        device = next(iter(parameters.values())).device
+        self._limit = free_memory(device) / SHARE if memory_budget is None else float(memory_budget)
         self._batch_dim = 0 if batch_first else 1
         others = {name: p for name, p in module.named_parameters() if name not in self.parameters}
         self._runner = Runner(Names(dict(self.parameters), dict(others)), self._state_at, apart=apart)
@@ -151,14 +161,29 @@ class Session:
                 set_mark(value, Mark(Layout(run.samples, self._batch_dim if value.dim() > self._batch_dim else 0)))
             self._recomputation.remember(entrance, run, args, kwargs)
             out = self._runner.until_it_fits(Frame(run, carrier), entrance, args, kwargs, self._device)
-            if run.plain_only:
+            run.room.open()
+            if run.bounded or (self._limited and self._clip.holds and run.room.exceeded):
+                out = self._behind_boundary(run, carrier, out)
+            elif run.plain_only:
                 out = map_tensors(lambda value: _keep_mark(value, tie(carrier, value)), out)
         finally:
             for value in fresh:
                 clear_mark(value)
+        run.forwards += 1
         self._addresses = None
         self._refuse_marked_state()
         return empty_outputs(out) if samples == 0 else out
+
+    def _behind_boundary(self, run: Pass, carrier: Tensor, out: Any) -> Any:
+        """Let two passes be run over a forward that would hold too much."""
+        if run.forwards and not run.bounded:
+            raise MemoryBudgetError(
+                "the forwards before this backward would hold more for the clip than memory_budget, and only the first "
+                "would not. Use grad_sample_mode='ghost', clipping='per_layer' or smaller physical batches "
+                "(BatchMemoryManager), or raise memory_budget."
+            )
+        run.bounded = run.room.each = True
+        return bounded(out, run, carrier)
 
     def _samples(self, entrance: Entrance, tensors: list[Tensor]) -> int | None:
         at_hand = None if self.synthetic else self._at_hand()
@@ -224,6 +249,7 @@ class Session:
             samples,
             self._on_finished,
             early=self._clip.early,
+            room=Room(self._limit, each=not self._clip.holds, measured=self._measured),
             dummy=dummy,
             synthetic=self.synthetic,
             units=units,

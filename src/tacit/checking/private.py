@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tacit.accounting import create_accountant
-from tacit.attachment import Attachment, Settings
+from tacit.attachment import Attachment
 from tacit.capture.marks import tensors_in
 from tacit.checking.reference import LossFunction, without_dropout
 from tacit.plan import PrivacyPlan
 from tacit.planning import sampling_of
+from tacit.settings import MODES, Settings
 from tacit.validation import check_attachable
-
-MODES = {"ew": "hooks"}
 
 
 def private_gradients(
@@ -32,6 +31,7 @@ def private_gradients(
     batch_first: bool = True,
     criterion: Callable[..., Any] | None = None,
     clipping: str = "flat",
+    memory_budget: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Run one private backward on a copy of ``model``, without noise and without a release.
 
@@ -50,7 +50,7 @@ def private_gradients(
         optimizer,
         loader,
         PrivacyPlan(0.0, max_grad_norm, clipping, loss_reduction, sampling_of(loader), tuple(parameters)),
-        Settings(MODES.get(grad_sample_mode, grad_sample_mode), batch_first, None),
+        Settings(MODES[grad_sample_mode], batch_first, None, memory_budget=memory_budget),
         create_accountant("rdp"),
     )
     extra = () if criterion is None else (attached.criterion(criterion) if ghost else criterion,)

@@ -64,12 +64,12 @@ class DeviceNormal:
         if job.count <= READY:
             if len(self._ready) < job.count:
                 self._ready = self._block(READY)
-            job.finish(self._ready[: job.count], slice(0, job.count))
+            job.finish(self._ready[: job.count] * job.deviation, slice(0, job.count))
             self._ready = self._ready[job.count :]
             return
         for start in range(0, job.count, 2 * PAIRS):
             stop = min(start + 2 * PAIRS, job.count)
-            job.finish(self._block(stop - start), slice(start, stop))
+            job.finish(self._block(stop - start).mul_(job.deviation), slice(start, stop))
 
     def _begin(self) -> None:
         if self._process != os.getpid():  # a forked process takes a new key

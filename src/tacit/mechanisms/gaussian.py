@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,18 +91,7 @@ def _job(total: Tensor, out: Tensor, std: float, divisor: float) -> Job:
     scale, unscale = std * (1 + ROUNDING) / grid, grid / divisor
 
     def finish(numbers: Tensor, part: slice) -> None:
-        numbers.mul_(scale).add_(sums[part], alpha=1 / grid).round_().mul_(unscale)
+        numbers.add_(sums[part], alpha=1 / grid).round_().mul_(unscale)
         released[part].copy_(numbers)
 
-    if total.device.type != "cpu" or total.dtype not in (torch.float32, torch.float64):
-        return Job(total.numel(), finish)
-    plain_sums, plain_released = sums.numpy(), released.numpy()
-
-    def finish_here(numbers: Tensor, part: slice) -> None:  # the same in NumPy, which makes fewer copies
-        x = numbers.numpy()
-        np.multiply(x, scale, out=x)
-        np.add(x, np.multiply(plain_sums[part], 1 / grid, dtype=np.float64), out=x)
-        np.rint(x, out=x)
-        np.multiply(x, unscale, out=plain_released[part], casting="same_kind")
-
-    return Job(total.numel(), finish_here)
+    return Job(total.numel(), finish, scale)

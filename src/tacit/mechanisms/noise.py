@@ -55,7 +55,7 @@ class NoiseSource:
         return self._secure.next_block, *(cipher.next_block for cipher in self._ciphers.values())
 
     def each(self, jobs: Sequence[Job], device: torch.device) -> None:
-        """Hand standard normal numbers in float64 to each job, for the parts of its flattened tensor."""
+        """Hand normal numbers in float64, of its deviation, to each job, for the parts of its flattened tensor."""
         if self._given is None and device.type == "cpu":
             self._secure.each(jobs)
             return
@@ -63,7 +63,7 @@ class NoiseSource:
             self._cipher(device).each(jobs)
             return
         for job in jobs:
-            job.finish(self._drawn(job.count, device).double(), slice(0, job.count))
+            job.finish(self._drawn(job.count, device).double().mul_(job.deviation), slice(0, job.count))
 
     def _cipher(self, device: torch.device) -> DeviceNormal:
         if device not in self._ciphers:

@@ -2,81 +2,61 @@
 
 Words come from AES-128 in counter mode, keyed from the operating system; two of 64 bits become two normal numbers by
 Box and Muller's transform in float64 (doi:10.1214/aoms/1177706645): ``r = sqrt(−2 ln((K + ½) / 2⁶³))`` with 63 bits K,
-and an angle of 64 bits and the sign of the other word. So numbers reach ``sqrt(2 · 64 ln 2) = 9.4`` standard
+and an angle of 64 bits. So numbers reach ``sqrt(2 · 64 ln 2) = 9.4`` standard
 deviations, beyond which a true normal lies with a probability of 5e-21.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
-import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
 
 from tacit.errors import PrivacyError
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[np.float64]
-
-PAIRS = 2**15
+PAIRS = 2**14
 """Pairs of numbers made at once: what a core's cache holds."""
 
 READY = 2**12
 """Small tensors are served from as many numbers that lie ready."""
 
-# cos(πv/2) and sin(πv/2)/v in v², for |v| ≤ 1: interpolated at Chebyshev's nodes, off by under 4e-16.
-_COSINE_SINE = np.array(
-    [
-        (1.0, 1.5707963267948963),
-        (-1.233700550136169, -0.6459640975062232),
-        (0.25366950790103104, 0.07969262624568337),
-        (-0.02086348076317886, -0.004681754131447062),
-        (0.0009192602739434877, 0.0001604411695631063),
-        (-2.5202039782228713e-05, -3.5988107063136794e-06),
-        (4.7108307433635577e-07, 5.688318064017795e-08),
-        (-6.382235924529259e-09, -6.449471237809134e-10),
-        (6.3317327178079e-11, 0.0),
-    ]
-)[:, :, None]
-
 Finish = Callable[[Tensor, slice], None]
 """Is given float64 normals, which it may overwrite, and which part of the whole they are for."""
 
 
-_Block: TypeAlias = "tuple[int | None, Finish, slice]"
-"""The number of a block of a given key, and what to do with it."""
-
-
 @dataclass(frozen=True, slots=True)
 class Job:
-    """So many numbers for one tensor."""
+    """So many numbers for one tensor, of this standard deviation."""
 
     count: int
     finish: Finish
+    deviation: float = 1.0
+
+
+_Block: TypeAlias = tuple[int | None, Job, slice]
+"""The number of a block of a given key, whose it is, and for which part."""
 
 
 class _Stream:
-    """One key, one thread. NumPy's loops are quicker here than torch's, and take no threads of their own."""
+    """One key, one thread."""
 
     def __init__(self, key: bytes) -> None:
         self._key = algorithms.AES128(key)
         self.go_to(0)
         self._zeros = memoryview(bytes(16 * PAIRS))
         self._raw = bytearray(16 * PAIRS + 15)
-        self._words = np.frombuffer(self._raw, dtype=np.int64, count=2 * PAIRS)
-        self._floats, self._waves = np.empty(2 * PAIRS), np.empty(2 * PAIRS)
-        self._radius, self._square = np.empty(PAIRS), np.empty(PAIRS)
-        self._out = np.empty(2 * PAIRS)
+        self._words = torch.frombuffer(self._raw, dtype=torch.int64, count=2 * PAIRS)
+        self._floats = torch.empty(2 * PAIRS, dtype=torch.float64)
+        self._out = torch.empty(2 * PAIRS, dtype=torch.float64)
         self._ready = torch.empty(0, dtype=torch.float64)
 
     def go_to(self, number: int) -> None:
@@ -85,50 +65,38 @@ class _Stream:
         self._cipher = Cipher(self._key, modes.CTR(start)).encryptor()
 
     def some(self, count: int) -> Tensor:
-        """``count`` ≤ READY numbers, which are handed out once."""
+        """``count`` ≤ READY standard normal numbers, which are handed out once."""
         if len(self._ready) < count:
-            self._ready = self.block(READY).clone()
+            self._ready = self.block(READY, 1.0).clone()
         found, self._ready = self._ready[:count], self._ready[count:]
         return found
 
-    def block(self, count: int) -> Tensor:
-        """``count`` ≤ 2 · PAIRS numbers, in memory that the next call overwrites."""
+    def block(self, count: int, deviation: float) -> Tensor:
+        """``count`` ≤ 2 · PAIRS normal numbers, in memory that the next call overwrites."""
         pairs = (count + 1) // 2
         self._cipher.update_into(self._zeros[: 16 * pairs], self._raw)
-        floats, waves, out = (part[: 2 * pairs].reshape(2, pairs) for part in (self._floats, self._waves, self._out))
-        radius, square = self._radius[:pairs], self._square[:pairs]
-        np.multiply(self._words[: 2 * pairs].reshape(2, pairs), 2.0**-63, out=floats)
-        sign, turn = floats
-        _radii(sign, radius)
-        np.multiply(turn, turn, out=square)
-        # The angle πv/2 is in the right half of the circle; the sign of the other word turns half of them to the left.
-        cosine, sine = _cosine_sine(square, waves)
-        np.copysign(cosine, sign, out=cosine)
-        np.multiply(sine, turn, out=sine)
-        np.multiply(waves, radius, out=out)
-        return torch.from_numpy(self._out[:count])
+        words, floats, out = (part[: 2 * pairs].view(2, pairs) for part in (self._words, self._floats, self._out))
+        box_muller(words, deviation, floats, out)
+        return self._out[:count]
 
 
-def _radii(words: Array, out: Array) -> None:
-    """``sqrt(−2 ln(K + ½ · 2⁻⁶³))`` with the absolute values K ≤ 1 of signed words."""
-    np.abs(words, out=out)
-    np.add(out, 2.0**-64, out=out)
-    np.log(out, out=out)
-    np.multiply(out, -2.0, out=out)
-    np.sqrt(out, out=out)
+def box_muller(words: Tensor, deviation: float, floats: Tensor, out: Tensor) -> None:
+    """Turn pairs of random words into pairs of normal numbers.
 
-
-def _cosine_sine(square: Array, out: Array) -> Array:
-    """``cos(πv/2)`` and ``sin(πv/2)/v`` of v², (2, n): Horner's rule for both at once.
-
-    Few long calls: two threads that make short ones wait for Python's lock.
+    Args:
+        words: ``(2, n)``, int64: of the first the absolute value K ≤ 2⁶³ is the radius, of the second the angle.
+        deviation: of the numbers.
+        floats: ``(2, n)``, float64: is overwritten.
+        out: ``(2, n)``, float64: the numbers.
     """
-    np.multiply(square, _COSINE_SINE[-1], out=out)
-    for coefficients in _COSINE_SINE[-2:0:-1]:
-        np.add(out, coefficients, out=out)
-        np.multiply(out, square, out=out)
-    np.add(out, _COSINE_SINE[0], out=out)
-    return out
+    floats.copy_(words)
+    radius, angle = floats
+    # A fresh deviation costs nothing here, and a pass over all numbers anywhere else.
+    radius.abs_().add_(0.5).mul_(2.0**-63).log_().mul_(-2.0 * deviation * deviation).sqrt_()
+    angle.mul_(math.pi * 2.0**-63)
+    torch.cos(angle, out=out[0])
+    torch.sin(angle, out=out[1])
+    out.mul_(radius)
 
 
 class SecureNormal:
@@ -156,7 +124,7 @@ class SecureNormal:
         for job in jobs:
             for start in range(0, job.count, 2 * PAIRS):
                 number = None if self._key is None else self.next_block
-                blocks.append((number, job.finish, slice(start, min(start + 2 * PAIRS, job.count))))
+                blocks.append((number, job, slice(start, min(start + 2 * PAIRS, job.count))))
                 self.next_block += 1
         if self._threads is None or sum(job.count for job in jobs) <= 2 * PAIRS:
             _work(self._streams[0], blocks)
@@ -197,12 +165,14 @@ def _work(stream: _Stream, blocks: deque[_Block]) -> None:
     """Take blocks until none is left: the threads share them as they get on."""
     while True:
         try:
-            number, finish, part = blocks.popleft()
+            number, job, part = blocks.popleft()
         except IndexError:
             return
         count = part.stop - part.start
         if number is not None:
             stream.go_to(number)
-            finish(stream.block(count), part)
-            continue
-        finish(stream.some(count) if count <= READY else stream.block(count), part)
+            job.finish(stream.block(count, job.deviation), part)
+        elif count <= READY:
+            job.finish(stream.some(count) * job.deviation, part)
+        else:
+            job.finish(stream.block(count, job.deviation), part)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tacit.errors import MixingError, NoRuleError
-from tacit.uses import Dense, Layout, Use
+from tacit.uses import Dense, Layout, Room, Use
 
 SENTINEL = torch.zeros(3, 1, 2, 1, 1)
 """Every rule saves this first. Activation checkpointing compares what is saved when it recomputes; a recomputation in
@@ -25,6 +25,11 @@ class Slot(ABC):
     def table(self) -> bool:
         """Whether rows of the parameter were looked up in this pass: another use is joined with those."""
         return False
+
+    @property
+    def room(self) -> Room:
+        """How much may be held of uses until the clip."""
+        return Room()
 
     def looked_up(self) -> None:  # noqa: B027  only the parameter itself can be a table
         """Rows of the parameter are looked up in this forward."""

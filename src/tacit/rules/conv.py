@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
@@ -15,7 +14,7 @@ from torch import Tensor
 from tacit.rules.contact import SENTINEL, Contact, Slot, detached, refuse_double_backward
 from tacit.rules.linear import outer_use
 from tacit.rules.registry import rule_for
-from tacit.uses import TUNER, Dense, Geometry, Layout, Patches, Use, gradients, row_gradients, unfold
+from tacit.uses import TUNER, Dense, Geometry, Layout, Patches, Room, Use, clip_with, gradients, row_gradients, unfold
 
 GROUPED_POSITIONS, SMALL_PATCH = 256, 64
 """From so many output positions on whole gradients are mostly quickest, but not for patches of so few numbers."""
@@ -46,6 +45,8 @@ class ConvFunction(torch.autograd.Function):
     ) -> Tensor:
         function = FUNCTIONS[x.dim() - 2]
         y = function(x, weight, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+        if weight_slot is not None:
+            weight_slot.room.expect(min(x.nbytes + y.nbytes, layout.samples * weight.nbytes))
         ctx.save_for_backward(SENTINEL, x.to(y.dtype), weight.to(y.dtype))
         ctx.settings = geometry, layout, weight_slot, bias_slot, x.dtype
         return y
@@ -56,7 +57,7 @@ class ConvFunction(torch.autograd.Function):
         _, x, weight = ctx.saved_tensors
         geometry, layout, weight_slot, bias_slot, dtype = ctx.settings
         if weight_slot is not None:
-            weight_slot.record(weight_use(x, g, weight, geometry, layout))
+            weight_slot.record(weight_use(x, g, weight, geometry, layout, weight_slot.room))
         if bias_slot is not None:
             bias_slot.record(Dense(layout.rows_of(g.flatten(2).sum(2)).sum(1)))
         gradient = None
@@ -65,23 +66,34 @@ class ConvFunction(torch.autograd.Function):
         return None, gradient, None, None, None, None, None, None
 
 
-def weight_use(x: Tensor, g: Tensor, weight: Tensor, geometry: Geometry, layout: Layout) -> Use:
-    """Return the use of a convolution's weight, in the form that was found quickest for these shapes."""
-    forms = _forms(x, g, weight.shape, geometry, layout)
+def weight_use(x: Tensor, g: Tensor, weight: Tensor, geometry: Geometry, layout: Layout, room: Room) -> Use:
+    """Return the use of a convolution's weight, in the form that was found quickest for these shapes.
+
+    If ``room`` is short, memory decides.
+    """
+    forms, held = _forms(x, g, weight.shape, geometry, layout)
+    least = min(held, key=held.__getitem__)
     # Batches differ in size from step to step: those of similar size share a choice.
     sizes = x.shape[0].bit_length(), x.shape[1:], weight.shape, layout.samples == x.shape[0]
     key = ("convolution", sizes, geometry, x.dtype, x.device, torch.get_num_threads())
     small = prod(g.shape[2:]) < GROUPED_POSITIONS or prod(weight.shape[1:]) <= SMALL_PATCH
     guess = "unfolded" if small and "unfolded" in forms else "grouped"
-    attempts = {name: partial(_clip_with, form, x.device) for name, form in forms.items()}
+    attempts = {name: partial(clip_with, form, x.device) for name, form in forms.items()}
     chosen = TUNER.choose(key, attempts, guess)
-    return forms[chosen]()
+    use = forms[chosen if room.afford(held[chosen] - held[least]) else least]()
+    use.tried = key
+    return use
 
 
-def _forms(x: Tensor, g: Tensor, shape: torch.Size, geometry: Geometry, layout: Layout) -> dict[str, Callable[[], Use]]:
+def _forms(
+    x: Tensor, g: Tensor, shape: torch.Size, geometry: Geometry, layout: Layout
+) -> tuple[dict[str, Callable[[], Use]], dict[str, int]]:
     """The forms that a use may take: whole gradients of single samples; patches, copied; input and output gradient.
 
     Those that need much more memory than another one are not tried.
+
+    Returns:
+        The forms by name, and what each may hold until the clip, in bytes.
     """
 
     def grouped() -> Use:
@@ -90,7 +102,7 @@ def _forms(x: Tensor, g: Tensor, shape: torch.Size, geometry: Geometry, layout: 
 
     def unfolded() -> Use:
         patches, rows = unfold(x, shape[2:], geometry), g.flatten(2).transpose(1, 2)
-        return outer_use(_positions(layout, patches), _positions(layout, rows), shape)
+        return outer_use(_positions(layout, patches), _positions(layout, rows), shape, room=Room())
 
     positions = prod(g.shape[2:])
     sizes = {"grouped": shape.numel()}
@@ -98,21 +110,15 @@ def _forms(x: Tensor, g: Tensor, shape: torch.Size, geometry: Geometry, layout: 
     if geometry.groups == 1:
         sizes["unfolded"], forms["unfolded"] = positions * prod(shape[1:]), unfolded
     # On a GPU a convolution may run in TF32 where the product of Gram matrices does not: norm and sum would differ.
-    whole = len(shape) == 4 and layout.samples == x.shape[0] and x.device.type == "cpu"
-    if geometry.plain and whole and positions <= MOST_POSITIONS:
+    pictures = len(shape) == 4 and layout.samples == x.shape[0] and x.device.type == "cpu"
+    if geometry.plain and pictures and positions <= MOST_POSITIONS:
         sizes["pixels"], forms["pixels"] = 2 * positions**2, lambda: Patches(x, g, shape, geometry)
-    most = max(MOST_BYTES, min(sizes.values()) * x.shape[0] * x.element_size())
-    return {name: form for name, form in forms.items() if sizes[name] * x.shape[0] * x.element_size() <= most}
-
-
-def _clip_with(form: Callable[[], Use], device: torch.device) -> None:
-    """All that a clip does with a use, on numbers that do not matter."""
-    use = form()
-    use.squared_norms()
-    total = use.weighted_sum(torch.ones(use.samples, dtype=torch.float64, device=device), math.inf)
-    use.release()
-    if total.is_cuda:
-        torch.cuda.synchronize(total.device)
+    sizes = {name: size * x.shape[0] * x.element_size() for name, size in sizes.items()}
+    most = max(MOST_BYTES, min(sizes.values()))
+    whole = layout.samples * shape.numel() * x.element_size()
+    held = {"grouped": whole, "unfolded": max(whole, sizes.get("unfolded", 0)), "pixels": x.nbytes + g.nbytes}
+    chosen = {name: form for name, form in forms.items() if sizes[name] <= most}
+    return chosen, {name: held[name] for name in chosen}
 
 
 def _positions(layout: Layout, rows: Tensor) -> Tensor:

@@ -40,6 +40,8 @@ class ConvTransposeFunction(torch.autograd.Function):
         function = _TRANSPOSED[x.dim() - 2]
         settings = (geometry.stride, geometry.padding, extra, geometry.groups, geometry.dilation)
         y: Tensor = function(x, weight, bias, *settings)
+        if weight_slot is not None:
+            weight_slot.room.expect(min(x.nbytes + y.nbytes, layout.samples * weight.nbytes))
         ctx.save_for_backward(SENTINEL, x.to(y.dtype), weight.to(y.dtype))
         ctx.settings = geometry, layout, weight_slot, bias_slot, x.dtype
         return y
@@ -54,7 +56,7 @@ class ConvTransposeFunction(torch.autograd.Function):
         scattered = _scattered(g, x.shape[2:], weight.shape[2:], geometry)
         plain = Geometry(geometry.stride, (0,) * len(geometry.stride), geometry.dilation, geometry.groups)
         if weight_slot is not None:
-            weight_slot.record(weight_use(scattered, x, weight, plain, layout))
+            weight_slot.record(weight_use(scattered, x, weight, plain, layout, weight_slot.room))
         gradient = None
         if ctx.needs_input_grad[1]:
             function = FUNCTIONS[x.dim() - 2]

@@ -31,7 +31,9 @@ class EmbeddingFunction(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(SENTINEL, ids)
         ctx.settings = weight.shape, padding_idx, by_frequency, layout, slot
-        return F.embedding(ids, weight)
+        y = F.embedding(ids, weight)
+        slot.room.expect(ids.nbytes + y.nbytes)
+        return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[None, ...]:

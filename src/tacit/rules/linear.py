@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +13,20 @@ from torch import Tensor
 from tacit.rules.broadcast import broadcast
 from tacit.rules.contact import SENTINEL, Contact, Slot, detached, refuse_double_backward
 from tacit.rules.registry import rule_for
-from tacit.uses import DEFAULT_COSTS, Dense, Gram, Layout, Outer, Use
+from tacit.uses import (
+    TUNER,
+    Dense,
+    Gram,
+    Layout,
+    Outer,
+    Product,
+    Room,
+    Use,
+    clip_with,
+    costs_of,
+    product_key,
+    wide,
+)
 
 
 class LinearFunction(torch.autograd.Function):
@@ -30,6 +45,8 @@ class LinearFunction(torch.autograd.Function):
         bias_slot: Slot | None,
     ) -> Tensor:
         y = F.linear(x, weight.t() if flipped else weight, bias)
+        if weight_slot is not None:
+            expect_outer(weight_slot.room, layout.samples, x.numel() // x.shape[-1], weight)
         # Under autocast the product ran in y's type: keep what it read, not what it was given.
         ctx.save_for_backward(SENTINEL, x.to(y.dtype), weight.to(y.dtype))
         ctx.settings = flipped, layout, weight_slot, bias_slot, x.dtype
@@ -44,9 +61,8 @@ class LinearFunction(torch.autograd.Function):
             rows = layout.rows_of(x), layout.rows_of(g)
             # A tied head is joined with its table, which needs its two factors.
             tied = weight_slot.table
-            use = (
-                Outer(*rows, weight.shape, flipped=flipped) if tied else outer_use(*rows, weight.shape, flipped=flipped)
-            )
+            form = Outer if tied else partial(outer_use, room=weight_slot.room)
+            use = form(*rows, weight.shape, flipped=flipped)
             weight_slot.record(use)
         if bias_slot is not None:
             bias_slot.record(Dense(layout.rows_of(g).sum(1)))
@@ -56,17 +72,40 @@ class LinearFunction(torch.autograd.Function):
         return None, gradient, None, None, None, None, None, None
 
 
+def expect_outer(room: Room, samples: int, rows: int, weight: Tensor) -> None:
+    """Say what the use of a matrix will hold at least: factors of all rows, or a whole gradient of each sample."""
+    factors, whole = rows * sum(weight.shape), samples * weight.numel()
+    room.expect(min(factors, whole) * weight.element_size())
+
+
 def outer_use(
-    a: Tensor, g: Tensor, shape: torch.Size, *, flipped: bool = False, gram: Gram | None = None, sharing: int = 1
+    a: Tensor,
+    g: Tensor,
+    shape: torch.Size,
+    *,
+    room: Room,
+    flipped: bool = False,
+    gram: Gram | None = None,
+    sharing: int = 1,
 ) -> Use:
     """Return the use of ``sum_t g[b, t] ⊗ a[b, t]``, dense at once where that is cheaper than Gram matrices.
 
-    ``sharing`` uses that read the same ``g`` share its ``gram``.
+    ``sharing`` uses that read the same ``g`` share its ``gram``. If ``room`` is short, memory decides.
     """
-    use = Outer(a, g, shape, flipped=flipped, gram=gram)
-    sizes = use.samples, a.shape[1], a.shape[2], g.shape[2]
-    if a.shape[1] > 1 and DEFAULT_COSTS.stores_outer(*sizes, a.element_size(), sharing=sharing):
-        return use.stored()
+    outer = Outer(a, g, shape, flipped=flipped, gram=gram)
+    if a.shape[1] == 1:  # the norm is that of two vectors
+        return outer
+    samples, positions, inputs = a.shape
+    product = Product(samples, positions, inputs, g.shape[2], wide(a[:0]).element_size(), sharing)
+    key = product_key(product, a.device, a.dtype)
+    forms: dict[str, Callable[[], Use]] = {"gram": lambda: outer, "stored": outer.stored}
+    attempts = {name: partial(clip_with, form, a.device) for name, form in forms.items()}
+    predicted = costs_of(a.device, a.dtype).seconds(product)
+    chosen = TUNER.pick(key, predicted, attempts, measure=room.measured)
+    held = {"gram": a.nbytes + g.nbytes, "stored": product.whole}
+    least = min(held, key=held.__getitem__)
+    use = forms[chosen if room.afford(held[chosen] - held[least]) else least]()
+    use.product, use.tried = product, key
     return use
 
 

@@ -1,21 +1,26 @@
 """Uses of parameters: exact per-sample norms, clipped sums and dense gradients, in the cheapest form."""
 
 from tacit.uses.base import Use
-from tacit.uses.cost import DEFAULT_COSTS, CostModel
+from tacit.uses.cost import DEFAULT_COSTS, CostModel, Product
 from tacit.uses.dense import Dense
 from tacit.uses.gather import Gather
 from tacit.uses.join import TableAndHead, join
 from tacit.uses.layout import Layout
+from tacit.uses.numerics import wide
 from tacit.uses.outer import Gram, Outer
 from tacit.uses.patches import Geometry, Patches, gradients, row_gradients, unfold
+from tacit.uses.rates import costs_of
+from tacit.uses.room import SHARE, Room, free_memory
 from tacit.uses.routed import Routed
 from tacit.uses.together import Together, small
-from tacit.uses.tuning import TUNER, Tuner
+from tacit.uses.trials import product_key, time_product
+from tacit.uses.tuning import TUNER, Tuner, clip_with
 from tacit.uses.units import Units
 from tacit.uses.workspace import WORKSPACE
 
 __all__ = [
     "DEFAULT_COSTS",
+    "SHARE",
     "TUNER",
     "WORKSPACE",
     "CostModel",
@@ -26,15 +31,23 @@ __all__ = [
     "Layout",
     "Outer",
     "Patches",
+    "Product",
+    "Room",
     "Routed",
     "TableAndHead",
     "Together",
     "Tuner",
     "Units",
     "Use",
+    "clip_with",
+    "costs_of",
+    "free_memory",
     "gradients",
     "join",
+    "product_key",
     "row_gradients",
     "small",
+    "time_product",
     "unfold",
+    "wide",
 ]

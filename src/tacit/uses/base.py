@@ -6,10 +6,12 @@ Index convention: ``b`` sample, ``t`` position, ``d`` input feature, ``p`` outpu
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 
 import torch
 from torch import Tensor
 
+from tacit.uses.cost import Product
 from tacit.uses.units import Units
 
 
@@ -19,10 +21,14 @@ class Use(ABC):
     Attributes:
         samples: number of samples ``B``.
         shape: shape of the parameter, so that ``G`` has the shape ``(B, *shape)``.
+        product: sizes of the sum of outer products that it is, in whatever form it is kept; None if it is none.
+        tried: under which key its forms were timed, or would be; None if it has one form only.
     """
 
     samples: int
     shape: torch.Size
+    product: Product | None = None
+    tried: Hashable = None
 
     @abstractmethod
     def squared_norms(self) -> Tensor:

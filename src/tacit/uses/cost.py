@@ -3,6 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Product(NamedTuple):
+    """The sizes of a use that is a sum of outer products.
+
+    Attributes:
+        samples: B.
+        positions: T.
+        inputs: d.
+        outputs: p.
+        itemsize: bytes of a number, in the norm.
+        sharing: how many uses read the same output gradients, whose Gram matrices are formed once.
+    """
+
+    samples: int
+    positions: int
+    inputs: int
+    outputs: int
+    itemsize: int = 4
+    sharing: int = 1
+
+    @property
+    def whole(self) -> int:
+        """Bytes of whole gradients of single samples."""
+        return self.samples * self.inputs * self.outputs * self.itemsize
+
+    @property
+    def factors(self) -> int:
+        """Bytes of inputs and output gradients."""
+        return self.samples * self.positions * (self.inputs + self.outputs) * self.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,31 +41,35 @@ class CostModel:
     """Arithmetic and memory rates of a device, for choosing between equally exact strategies.
 
     Attributes:
-        flops_per_second: rate of float32 matrix products.
-        bytes_per_second: rate of streaming through memory.
-        dense_budget: the most bytes that one use may hold as dense per-sample gradients.
+        flops_per_second: rate of matrix products.
+        near_bytes_per_second: rate of reading what a cache holds.
+        far_bytes_per_second: rate of reading main memory.
+        cache: bytes that a cache holds.
     """
 
     flops_per_second: float = 2e11
-    bytes_per_second: float = 2e10
-    dense_budget: float = 2**31
+    near_bytes_per_second: float = 6e10
+    far_bytes_per_second: float = 2e10
+    cache: float = 2**22
 
-    def stores_outer(
-        self, samples: int, positions: int, inputs: int, outputs: int, itemsize: int, *, sharing: int = 1
-    ) -> bool:
-        """Tell whether to form the dense gradient of an outer-product use instead of Gram matrices.
+    def seconds(self, product: Product) -> dict[str, float]:
+        """What each strategy takes, from the output gradient to the clipped sum.
 
-        ``sharing`` uses read the same output gradients, whose Gram matrices are formed once.
-
-        Storing replaces the weight-gradient product and reads its result twice more; the Gram matrices
-        cost ``2·T²·(d + p)`` operations a sample on top of it.
+        Storing forms G instead of the ordinary weight gradient, and reads it for norm and sum. Gram matrices cost
+        ``2·B·T²·(d + p)`` operations on top of the ordinary one, and are written, multiplied and summed.
         """
-        size = inputs * outputs
-        if samples * size * itemsize > self.dense_budget:
-            return False
-        gram_seconds = 2 * positions**2 * (inputs + outputs / sharing) / self.flops_per_second
-        store_seconds = 3 * itemsize * size / self.bytes_per_second
-        return gram_seconds > store_seconds
+        samples, positions, inputs, outputs, itemsize, sharing = product
+        ordinary = 2 * samples * positions * inputs * outputs / self.flops_per_second
+        grams = 2 * samples * positions**2 * (inputs + outputs / sharing) / self.flops_per_second
+        scaled = samples * positions * min(inputs, outputs) * itemsize
+        return {
+            "gram": ordinary + grams + self._moved(samples * positions**2 * itemsize, 5) + self._moved(scaled, 2),
+            "stored": ordinary + self._moved(product.whole, 3),
+        }
+
+    def _moved(self, size: int, times: int) -> float:
+        return times * size / (self.near_bytes_per_second if size <= self.cache else self.far_bytes_per_second)
 
 
 DEFAULT_COSTS = CostModel()
+"""For where nothing may be timed."""

@@ -7,11 +7,14 @@ may differ there; with ``torch.use_deterministic_algorithms(True)`` nothing is t
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+
+from tacit.uses.base import Use
 
 Attempt = Callable[[], object]
 
@@ -42,9 +45,22 @@ class Tuner:
         if len(attempts) == 1 or torch.are_deterministic_algorithms_enabled():
             return guess if guess in attempts else next(iter(attempts))
         if key not in self.found:
-            self.found[key] = {name: _milliseconds(attempt) for name, attempt in attempts.items()}
+            self.measure(key, attempts)
         times = self.found[key]
         return min((name for name in attempts if name in times), key=times.__getitem__, default=guess)
+
+    def measure(self, key: Hashable, attempts: Mapping[str, Attempt]) -> None:
+        """Time each attempt, and keep what was found."""
+        self.found[key] = {name: _milliseconds(attempt) for name, attempt in attempts.items()}
+
+    def pick(
+        self, key: Hashable, predicted: Mapping[str, float], attempts: Mapping[str, Attempt], *, measure: bool
+    ) -> str:
+        """The name of the attempt that is predicted to be the quickest, or, if asked to ``measure``, that is."""
+        guess = min(predicted, key=predicted.__getitem__)
+        if self._forced is not None and self._forced in attempts:
+            return self._forced
+        return self.choose(key, attempts, guess) if measure else guess
 
     @contextmanager
     def forced(self, name: str) -> Iterator[None]:
@@ -54,6 +70,16 @@ class Tuner:
             yield
         finally:
             self._forced = before
+
+
+def clip_with(form: Callable[[], Use], device: torch.device) -> None:
+    """All that a clip does with a use, on numbers that do not matter."""
+    use = form()
+    use.squared_norms()
+    use.weighted_sum(torch.ones(use.samples, dtype=torch.float64, device=device), math.inf)
+    use.release()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _milliseconds(attempt: Attempt) -> float:

@@ -1,0 +1,103 @@
+"""The rates of a device, measured once and kept on disk.
+
+Nothing here decides a result beyond rounding. With ``torch.use_deterministic_algorithms(True)`` nothing is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from tacit.uses.cost import DEFAULT_COSTS, CostModel
+from tacit.uses.numerics import sample_squares
+
+_RUNS = 5
+_SMALL, _LARGE = 2**19, 2**24
+"""Numbers in a block that a cache holds, and in one that none does."""
+
+
+def costs_of(device: torch.device, dtype: torch.dtype) -> CostModel:
+    """The rates of a device for numbers of this type."""
+    if torch.are_deterministic_algorithms_enabled() or device.type not in ("cpu", "cuda"):
+        return DEFAULT_COSTS
+    return _costs_of(device, dtype, torch.get_num_threads())
+
+
+@cache
+def _costs_of(device: torch.device, dtype: torch.dtype, threads: int) -> CostModel:
+    path = cache_folder() / "rates.json"
+    key = f"{_name(device)}, {threads} threads, {dtype}, torch {torch.__version__}"
+    known = _read(path)
+    if key in known:
+        return CostModel(**known[key])
+    found = measured(device, dtype)
+    _write(path, {**known, key: asdict(found)})
+    return found
+
+
+def measured(device: torch.device, dtype: torch.dtype) -> CostModel:
+    """Time a batched product and two blocks of memory; it takes about 50 ms on a CPU."""
+    a = torch.ones((8, 256, 256), device=device, dtype=dtype)
+    product = torch.empty_like(a)
+    flops = 2 * 8 * 256**3 / _best(lambda: torch.bmm(a, a, out=product), device)
+    rates = {}
+    for count in (_SMALL, _LARGE):
+        block = torch.ones((8, count // 8), device=device, dtype=dtype)
+        rates[count] = block.nbytes / _best(lambda block=block: sample_squares(block), device)  # type: ignore[misc]
+    return CostModel(flops, max(rates.values()), rates[_LARGE], DEFAULT_COSTS.cache)
+
+
+def cache_folder() -> Path:
+    """Where measured rates are kept: ``$XDG_CACHE_HOME/tacit``, by default ``~/.cache/tacit``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "tacit"
+
+
+def _best(attempt: Callable[[], object], device: torch.device) -> float:
+    """The quickest of a few runs: what else goes on at the machine makes others slower."""
+    best = float("inf")
+    for _ in range(_RUNS):
+        start = time.perf_counter()
+        attempt()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return device.type
+
+
+def _read(path: Path) -> dict[str, dict[str, float]]:
+    """What is known; nothing if the file is missing or torn: then it is measured again."""
+    try:
+        known: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))
+        return {key: dict(values) for key, values in known.items() if set(values) == set(asdict(DEFAULT_COSTS))}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def _write(path: Path, known: dict[str, dict[str, float]]) -> None:
+    """A folder that cannot be written costs the next process 50 ms."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(known, indent=1), encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        return

@@ -1,0 +1,67 @@
+"""How much memory the uses of one backward may hold until they are clipped."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import torch
+
+SHARE = 4
+"""Where nobody says how much may be held, one part in so many of the memory that is free."""
+
+
+class Room:
+    """Bytes that may be held. Forwards say what they will need at least; backwards ask before they take more.
+
+    Args:
+        limit: the most that may be held.
+        each: uses are let go of one by one, so that each may take all.
+        measured: strategies are chosen by timing them, once for each shape, where they can be.
+
+    Attributes:
+        each, measured: as given.
+        expected: bytes that will be held if every use keeps its inputs and output gradients.
+    """
+
+    def __init__(self, limit: float = math.inf, *, each: bool = False, measured: bool = False) -> None:
+        self._limit = limit
+        self.each = each
+        self.measured = measured
+        self.expected = 0
+        self._spare = limit
+
+    @property
+    def exceeded(self) -> bool:
+        return self.expected > self._limit
+
+    def expect(self, size: int) -> None:
+        """A call of a forward will hold so many bytes."""
+        self.expected += size
+
+    def open(self) -> None:
+        """A backward begins."""
+        self._spare = self._limit if self.each else self._limit - self.expected
+
+    def afford(self, extra: int) -> bool:
+        """Whether a use may hold ``extra`` bytes more than was expected of it; if so, they are taken."""
+        if extra > self._spare:
+            return False
+        if not self.each:
+            self._spare -= extra
+        return True
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes of the device's memory that are free, infinite if nobody can tell."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    information = Path("/proc/meminfo")
+    if device.type == "cpu" and information.exists():
+        for line in information.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024.0 * int(line.split()[1])
+    if device.type == "cpu" and "SC_PHYS_PAGES" in os.sysconf_names:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return math.inf

@@ -1,0 +1,82 @@
+"""The cost model weighs arithmetic against bytes, by rates that are measured once and kept on disk."""
+
+import json
+
+import pytest
+import torch
+
+from tacit.uses import DEFAULT_COSTS, CostModel, Product, costs_of, rates
+
+
+def best(product, costs=DEFAULT_COSTS):
+    seconds = costs.seconds(product)
+    return min(seconds, key=seconds.__getitem__)
+
+
+def test_long_sequences_store_and_short_ones_do_not():
+    assert best(Product(16, 512, 256, 256)) == "stored"
+    assert best(Product(16, 2, 512, 512)) == "gram"
+
+
+def test_rates_decide():
+    product = Product(16, 64, 512, 512)
+    assert best(product, CostModel(flops_per_second=1e10)) == "stored"
+    assert best(product, CostModel(far_bytes_per_second=1e9, near_bytes_per_second=1e9)) == "gram"
+
+
+def test_shared_grams_cost_less():
+    alone, shared = (DEFAULT_COSTS.seconds(Product(16, 64, 64, 512, sharing=n))["gram"] for n in (1, 2))
+    assert shared < alone
+
+
+def test_bytes_of_the_forms():
+    product = Product(3, 5, 7, 11)
+    assert product.whole == 3 * 7 * 11 * 4
+    assert product.factors == 3 * 5 * (7 + 11) * 4
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    rates._costs_of.cache_clear()
+    yield tmp_path / "tacit"
+    rates._costs_of.cache_clear()
+
+
+def test_rates_are_measured_once_and_kept(folder, monkeypatch):
+    calls = []
+
+    def measured(device, dtype):
+        calls.append((device, dtype))
+        return CostModel(flops_per_second=float(len(calls)))
+
+    monkeypatch.setattr(rates, "measured", measured)
+    cpu = torch.device("cpu")
+    assert costs_of(cpu, torch.float32).flops_per_second == 1
+    rates._costs_of.cache_clear()  # as another process
+    assert costs_of(cpu, torch.float32).flops_per_second == 1
+    assert costs_of(cpu, torch.float64).flops_per_second == 2
+    assert len(json.loads((folder / "rates.json").read_text())) == len(calls) == 2
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"x": {"flops_per_second": 1}}', '{"x": 1}'])
+def test_a_torn_file_is_measured_again(folder, content):
+    folder.mkdir()
+    (folder / "rates.json").write_text(content)
+    assert costs_of(torch.device("cpu"), torch.float32) == DEFAULT_COSTS  # what the tests' own measure returns
+    assert json.loads((folder / "rates.json").read_text())
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    rates._costs_of.cache_clear()
+    assert costs_of(torch.device("cpu"), torch.float32) == DEFAULT_COSTS
+    rates._costs_of.cache_clear()
+
+
+def test_nothing_is_measured_where_results_must_not_change(folder, monkeypatch):
+    monkeypatch.setattr(rates.torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert costs_of(torch.device("cpu"), torch.float32) is DEFAULT_COSTS
+    assert costs_of(torch.device("meta"), torch.float32) is DEFAULT_COSTS
+    assert not folder.exists()
