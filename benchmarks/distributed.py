@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 
-from benchmarks.cases import BY_NAME, Case
+from benchmarks.cases import Case
 from benchmarks.contestants import LEARNING_RATE, MAX_GRAD_NORM, NOISE_MULTIPLIER, quiet
+from benchmarks.registry import BY_NAME
 from tacit import PrivacyEngine
 
 CASES = ("mlp", "convnet", "encoder")
