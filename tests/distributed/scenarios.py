@@ -394,7 +394,7 @@ def stops(rank: int, world: int, how: str) -> str:
             if rank and number and how == "in step":
                 raise RuntimeError("out of memory")
             if rank and number and how == "hangs":
-                time.sleep(6)
+                time.sleep(9)
                 return "slept"
             optimizer.step()
     except RuntimeError as error:

@@ -14,7 +14,7 @@ def test_a_process_that_fails_stops_the_others(how):
 
 
 def test_a_process_that_hangs_is_waited_for_until_the_timeout():
-    mine, other = together(2, stops, "hangs", timeout=3.0)
+    mine, other = together(2, stops, "hangs", timeout=6.0)
     assert other == "slept"
     assert "DistributedError: another process did not come to this point" in mine
     assert "start all of them again" in mine
