@@ -2,7 +2,7 @@
 
 import torch
 
-from tacit.entropy import system_generator
+from tacit.entropy import drawn_key, keyed_generator, system_generator
 
 
 def numbers(generator: torch.Generator) -> list[int]:
@@ -34,3 +34,17 @@ def test_system_generator_is_uniform():
     words = torch.empty(200_000, dtype=torch.int64).random_(generator=system_generator())
     # Mean of uniforms within 6 standard deviations: 2e-9.
     assert abs((words.double() / 2**63).mean().item() - 0.5) < 6 * (1 / 12 / 200_000) ** 0.5
+
+
+def test_a_keyed_generator_depends_on_key_and_purpose_alone():
+    one, other = bytes(range(32)), bytes(32)
+    assert numbers(keyed_generator(one, "a")) == numbers(keyed_generator(one, "a"))
+    assert numbers(keyed_generator(one, "a")) != numbers(keyed_generator(one, "b"))
+    assert numbers(keyed_generator(one, "a")) != numbers(keyed_generator(other, "a"))
+
+
+def test_keys_come_from_the_system_or_from_a_given_generator():
+    assert drawn_key(None) != drawn_key(None)
+    first, again = (drawn_key(torch.Generator().manual_seed(7)) for _ in range(2))
+    assert first == again
+    assert len(first) == 32

@@ -15,21 +15,24 @@ from torch.utils.data import DataLoader
 
 from tacit.accounting import Accountant, Release
 from tacit.budget import Budget
-from tacit.capture import Pass, Session, read_field
+from tacit.capture import AveragedGuard, Pass, Session, read_field
 from tacit.criterion import PrivateCriterion
+from tacit.distributed import Averaging, Group
 from tacit.errors import ConfigurationError, PrivacyError, SamplingError
 from tacit.explanation import Note, note
 from tacit.first_step import FirstStep, Witness
 from tacit.ghost import GhostClipper
+from tacit.joint import Checksums, plan_facts, shared_key
 from tacit.layerwise import LayerwiseClipper
-from tacit.ledger import Ledger
+from tacit.ledger_copy import Book
 from tacit.mechanisms import NoiseSource
 from tacit.optimizer import PrivateOptimizer
 from tacit.plan import PrivacyPlan
-from tacit.sampling import DrawLog, Handout, Sampling, private_loader
+from tacit.recording import Recorder
+from tacit.sampling import DrawLog, Handout, Part, Sampling, private_loader, user_generator
 from tacit.settings import Settings
 from tacit.stats import ClipStats
-from tacit.step import Clipper, Factors, Releaser
+from tacit.step import Clipper, Coming, Factors, Releaser
 from tacit.uses import WORKSPACE, Use
 
 
@@ -45,18 +48,22 @@ class Attachment:
         plan: PrivacyPlan,
         settings: Settings,
         accountant: Accountant,
-        ledger: Ledger | None = None,
+        ledger: Book | None = None,
+        group: Group | None = None,
     ) -> None:
         if settings.sample_index is not None:  # before anything is touched
             _check_index(plan.sampling)
+        self.group = Group(alone=True) if group is None else group
         self.module = module
         self.parameters = dict(parameters)
         self.plan = plan
         self.settings = settings
         self.stats: ClipStats | None = None
-        self.noise = NoiseSource(settings.noise_generator)
+        self.noise = NoiseSource(settings.noise_generator, key=shared_key(self.group, settings.noise_generator))
         self.draws = DrawLog()
-        self.loader = private_loader(loader, plan.sampling, self.draws)
+        drawing = shared_key(self.group, user_generator(loader))
+        part = Part(self.group.rank, self.group.count, drawing)
+        self.loader = private_loader(loader, plan.sampling, self.draws, part=part)
         self.notes: dict[str, Note] = {}
         self._coming_notes: dict[str, Note] = {}
         self._used: set[str] = set()
@@ -66,10 +73,13 @@ class Attachment:
         self._accountant = accountant
         self.ledger = ledger
         self.budget: Budget | None = None
-        if ledger is not None:
-            sampler = plan.sampling.description
-            unit = plan.sampling.unit
-            ledger.begin(records=plan.sampling.units, sampler=sampler, noise=self.noise.description, unit=unit)
+        self._recorder = Recorder(accountant, ledger, self.group)
+        self._recorder.begin(
+            records=plan.sampling.units,
+            sampler=plan.sampling.description,
+            noise=self.noise.description,
+            unit=plan.sampling.unit,
+        )
         accountant.claim(plan.sampling.unit)
         self._warned: set[str] = set()
         self.planned_steps: int | None = None
@@ -78,6 +88,7 @@ class Attachment:
         layerwise = LayerwiseClipper(clipper) if not plan.policy.uniform and settings.mode != "hooks" else None
         two_passes = settings.mode == "ghost" or settings.memory_budget is not None
         clip = GhostClipper(clipper, layerwise) if two_passes else layerwise or clipper
+        guard = AveragedGuard(required=self.group.count > 1) if self.group.is_set_up else None
         self.session = Session(
             module,
             parameters,
@@ -87,17 +98,56 @@ class Attachment:
             apart=settings.mode == "functorch",
             memory_budget=settings.memory_budget,
             measured=settings.tune == "measure",
+            guard=guard,
+            entered=self._look_around,
         )
+        self.averaging = Averaging(self.group, parameters, guard, ghost=settings.mode == "ghost")
+        self._checksums = Checksums(parameters)
         self._release = Releaser(
-            lambda: self.plan, self.parameters, self.session.guard, self.draws, self.noise, self._record
+            lambda: self.plan,
+            self.parameters,
+            self.session.guard,
+            self.draws,
+            self.noise,
+            self._record,
+            self._agree,
+            self.group.count,
         )
         self.loader.on_batch = self._look_at
-        self.optimizer = PrivateOptimizer(optimizer, self._on_release, self._on_forget)
+        self.optimizer = PrivateOptimizer(optimizer, self._on_release, self._on_forget, self.averaging.hold)
+
+    def gathered_stats(self) -> ClipStats | None:
+        """The statistics of all processes' last backwards together."""
+        every = [stats for stats in self.group.gathered(self.stats) if stats is not None]
+        if not every:
+            return None
+        norms = torch.cat([stats.norms for stats in every])
+        return dataclasses.replace(every[0], samples=sum(stats.samples for stats in every), norms=norms)
+
+    def _look_around(self) -> None:
+        self.averaging.look()
+
+    def _agree(self, prepare: Callable[[], Coming]) -> Coming:
+        """Prepare a release, if all processes can and are about to release the same."""
+        return self.group.together(prepare, self._facts)
+
+    def _facts(self, coming: Coming) -> dict[str, object]:
+        """What must be the same in all processes for them to release the same, and to count it alike."""
+        return {
+            **plan_facts(self.plan),
+            "the release": coming.event,
+            "batches, by number, epoch and place": [(draw.index, draw.epoch, draw.place) for draw in coming.draws],
+            "standard deviation of the noise": coming.std,
+            "numbers drawn for noise": self.noise.position,
+            "budget": None if self.budget is None else (self.budget.epsilon, self.budget.delta),
+            "releases so far": self._accountant.steps if self.ledger is None else "in the ledger",
+            "trained parameters": [name for name, p in self.parameters.items() if p.requires_grad],
+            **self._checksums.facts(),
+        }
 
     def catch_up(self) -> None:
         """Let the accountant know of what other runs have written into the ledger since."""
-        if self.ledger is not None and self.ledger.releases != self._accountant.steps:
-            self._accountant.replace(self.ledger.history())
+        self._recorder.catch_up()
 
     def coming(self, releases: int, draws: int = 1) -> list[tuple[Release, int]]:
         """What the coming releases will be, from the batch at hand on."""
@@ -118,14 +168,13 @@ class Attachment:
         return 2**40 if alike else 1000 * sampling.steps_per_epoch
 
     def _record(self, release: Release, draws: int) -> None:
-        self.catch_up()
-        # In the history of all runs, passes of this one have other numbers than its loader gives them.
-        counted = release if self.ledger is None else self.ledger.numbered(release)
-        if self.budget is not None:
-            self.budget.check(self._accountant, counted, lambda n: self.coming(n, draws), most=self.horizon)
-        if self.ledger is not None:  # first, and on the disk: a release that is not on record never happens
-            self.ledger.record(release)
-        self._accountant.record(counted)
+        """Put a release on record, if the budget allows it."""
+
+        def check(counted: Release) -> None:
+            if self.budget is not None:
+                self.budget.check(self._accountant, counted, lambda n: self.coming(n, draws), most=self.horizon)
+
+        self._recorder.record(release, check)
 
     def _look_at(self, batch: Any, handout: Handout) -> None:
         """Take note of what is known of a physical batch that is being handed out."""
@@ -236,7 +285,7 @@ class Attachment:
 
     def _watch_first_step(self, witness: Witness) -> None:
         """Say once, after the optimizer has stepped, what the first step did."""
-        noisy = witness.noisy(self.plan.divisor(1))
+        noisy = witness.noisy(self.plan.divisor(1) / self.group.count)
 
         def look(*_: Any) -> None:
             handle.remove()
@@ -284,6 +333,7 @@ class Attachment:
         self.loader.on_batch = None
         WORKSPACE.clear()
         self.optimizer.discard_pending()  # a clipped sum without noise must not be left for a plain step
+        self.averaging.detach()
         self.session.detach()
         self.optimizer.detach()
         self.catch_up()

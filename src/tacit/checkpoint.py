@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from tacit.accounting import Accountant, create_accountant
 from tacit.accounting.events import counted
 from tacit.attachment import Attachment
+from tacit.distributed import unwrapped
 from tacit.errors import CheckpointError, ConfigurationError
 from tacit.optimizer import PrivateOptimizer
 
@@ -41,6 +42,7 @@ def save(
     path: Path, module: nn.Module, optimizer: Optimizer, accountant: Accountant, attached: Attachment | None
 ) -> None:
     """Write a checkpoint beside ``path`` and move it into place."""
+    module = unwrapped(module)  # so that one process and several can read each other's
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -69,6 +71,7 @@ def load(
     path: Path, module: nn.Module, optimizer: Optimizer, accountant: Accountant, attached: Attachment | None
 ) -> None:
     """Check everything, then load everything; put all back if a part refuses."""
+    module = unwrapped(module)
     content = _read(path)
     _check_model(content["model"], module, path)
     ledger = None if attached is None else attached.ledger

@@ -15,18 +15,21 @@ from torch.utils.data import DataLoader
 
 from tacit import checkpoint
 from tacit.accounting import Adjacency, calibrate, create_accountant
-from tacit.accounting.events import adjacency_of, counted
+from tacit.accounting.events import adjacency_of
 from tacit.attachment import Attachment
 from tacit.checking.check import check_model
 from tacit.checking.reference import LossFunction
 from tacit.clipping import Bounds
+from tacit.distributed import Group, unwrapped
 from tacit.errors import ConfigurationError
+from tacit.joint import data_facts, open_ledger, plan_facts, run_facts
 from tacit.ledger import Ledger
+from tacit.ledger_copy import Book
 from tacit.optimizer import PrivateOptimizer
 from tacit.plan import PrivacyPlan
 from tacit.planning import last_epoch, planned_history, planned_steps, sampling_of
 from tacit.private_run import PrivateRun
-from tacit.sampling import Sampling
+from tacit.sampling import Sampling, is_parted
 from tacit.settings import Settings
 from tacit.validation import Conversion, Issue, check_attachable, compatible, find_issues, loader_issues, raise_all
 
@@ -80,10 +83,11 @@ class PrivacyEngine(PrivateRun):
         """Make training private.
 
         Args:
-            module: the model; it comes back as the same object, in which nothing is replaced.
+            module: the model; it comes back as the same object, in which nothing is replaced. Of several processes each
+                passes its own, in DistributedDataParallel or to be wrapped afterwards: see docs/distributed.md.
             optimizer: any torch optimizer over parameters of ``module``. Parameters that it does not step are
                 constants: they get no gradient.
-            data_loader: a map-style DataLoader.
+            data_loader: a map-style DataLoader over the whole data set. Its ``batch_size`` is that of one process.
             noise_multiplier: standard deviation of the noise, in units of ``max_grad_norm``.
             max_grad_norm: the bound C on the l2 norm of each sample's gradient over all private parameters; with
                 ``clipping="grouped"`` a bound for each pattern of parameter names.
@@ -123,15 +127,26 @@ class PrivacyEngine(PrivateRun):
         Raises:
             ConfigurationError: an argument has no meaning here.
             PrivacyError: training this model, or on these batches, would not be covered by epsilon.
+            DistributedError: processes that train together differ, or one of them was refused.
         """
-        sampled = self._sampled(data_loader, sampling, poisson_sampling)
-        self._check(module, optimizer, grad_sample_mode, criterion)
-        names = _trainable(optimizer, module)
-        plan = PrivacyPlan(noise_multiplier, max_grad_norm, clipping, loss_reduction, sampled, names)
-        generator = self._generator(noise_generator)
-        settings = Settings.of(grad_sample_mode, batch_first, generator, sample_index, memory_budget, tune)
-        _check_first(module, check, plan.loss_reduction, settings, criterion)
-        return self._attach(module, optimizer, data_loader, plan, criterion, settings, self._open(ledger))
+        model = unwrapped(module)
+
+        def prepare() -> tuple[PrivacyPlan, Settings]:
+            sampled = self._sampled(data_loader, sampling, poisson_sampling)
+            self._check(model, optimizer, grad_sample_mode, criterion)
+            names = _trainable(optimizer, model)
+            plan = PrivacyPlan(noise_multiplier, max_grad_norm, clipping, loss_reduction, sampled, names)
+            generator = self._generator(noise_generator)
+            settings = Settings.of(grad_sample_mode, batch_first, generator, sample_index, memory_budget, tune)
+            _check_first(model, check, plan.loss_reduction, settings, criterion)
+            return plan, settings
+
+        group = Group(_device_of(model))
+        plan, settings = group.together(
+            prepare, lambda found: self._facts(*found, model, optimizer, data_loader, ledger=ledger is not None)
+        )
+        book = self._open(ledger, group)
+        return self._attach(module, optimizer, data_loader, plan, criterion, settings, book, group)
 
     def make_private_with_epsilon(
         self,
@@ -170,14 +185,29 @@ class PrivacyEngine(PrivateRun):
 
         All other arguments, results and errors are those of :meth:`make_private`.
         """
-        sampled = self._sampled(data_loader, sampling, poisson_sampling)
+        model = unwrapped(module)
+
         # Everything else is checked before the calibration, which takes a second.
-        self._check(module, optimizer, grad_sample_mode, criterion)
-        draft = PrivacyPlan(1.0, max_grad_norm, clipping, loss_reduction, sampled, _trainable(optimizer, module))
-        generator = self._generator(noise_generator)
-        settings = Settings.of(grad_sample_mode, batch_first, generator, sample_index, memory_budget, tune)
-        _check_first(module, check, loss_reduction, settings, criterion)
-        planned = planned_steps(sampled, epochs, steps)
+        def prepare() -> tuple[PrivacyPlan, Settings, int]:
+            sampled = self._sampled(data_loader, sampling, poisson_sampling)
+            self._check(model, optimizer, grad_sample_mode, criterion)
+            draft = PrivacyPlan(1.0, max_grad_norm, clipping, loss_reduction, sampled, _trainable(optimizer, model))
+            generator = self._generator(noise_generator)
+            settings = Settings.of(grad_sample_mode, batch_first, generator, sample_index, memory_budget, tune)
+            _check_first(model, check, loss_reduction, settings, criterion)
+            return draft, settings, planned_steps(sampled, epochs, steps)
+
+        group = Group(_device_of(model))
+        target = (target_epsilon, target_delta)
+        draft, settings, planned = group.together(
+            prepare,
+            lambda found: {
+                **self._facts(*found[:2], model, optimizer, data_loader, ledger=ledger is not None),
+                "target": target,
+                "planned steps": found[2],
+            },
+        )
+        sampled = draft.sampling
         if 1.0 / sampled.units <= target_delta < 1.0:
             warnings.warn(
                 f"target_delta={target_delta} with {sampled.units} records: with that chance a whole record may be "
@@ -185,13 +215,12 @@ class PrivacyEngine(PrivateRun):
                 UserWarning,
                 stacklevel=2,
             )
-        book = self._open(ledger)
+        book = self._open(ledger, group)
         history = planned_history(self.accountant.history, sampled, planned)
-        noise = calibrate(
-            history, target_epsilon, target_delta, self.accountant.mechanism(), self.accountant.wanted_adjacency
-        )
+        kind = self.accountant.mechanism(), self.accountant.wanted_adjacency
+        noise = group.from_first(lambda: calibrate(history, *target, *kind))
         plan = replace(draft, noise_multiplier=noise)
-        made = self._attach(module, optimizer, data_loader, plan, criterion, settings, book)
+        made = self._attach(module, optimizer, data_loader, plan, criterion, settings, book, group)
         self._attached.planned_steps = self.accountant.steps + planned
         return made
 
@@ -214,7 +243,7 @@ class PrivacyEngine(PrivateRun):
         Returns:
             The issues, each with the path of its module; empty if there are none.
         """
-        issues = find_issues(module, optimizer)
+        issues = find_issues(unwrapped(module), optimizer)
         if data_loader is not None:
             issues += loader_issues(lambda: sampling_of(data_loader))
         if strict:
@@ -271,12 +300,27 @@ class PrivacyEngine(PrivateRun):
         plan: PrivacyPlan,
         criterion: Callable[..., Any] | None,
         settings: Settings,
-        ledger: Ledger | None,
+        ledger: Book | None,
+        group: Group,
     ) -> tuple[Any, ...]:
-        parameters = check_attachable(module, optimizer)
-        attached = Attachment(module, parameters, optimizer, data_loader, plan, settings, self.accountant, ledger)
-        attached.loader.resume(last_epoch(self.accountant.history))
+        model = unwrapped(module)
+        parameters = check_attachable(model, optimizer)
+        if is_parted(data_loader) and group.rank == 0:
+            warnings.warn(
+                "the DistributedSampler is replaced: all processes draw one batch from the whole data set, and each "
+                "takes its part of it. set_epoch() is not needed.",
+                UserWarning,
+                stacklevel=3,
+            )
+        attached = Attachment(model, parameters, optimizer, data_loader, plan, settings, self.accountant, ledger, group)
         self._attachment = attached
+        if model is not module:
+            try:
+                attached.averaging.adopt(module)
+            except ConfigurationError:
+                self.detach()
+                raise
+        attached.loader.resume(last_epoch(self.accountant.history))
         made = (module, attached.optimizer, attached.loader)
         return (*made, attached.criterion(criterion or nn.CrossEntropyLoss())) if settings.mode == "ghost" else made
 
@@ -286,20 +330,33 @@ class PrivacyEngine(PrivateRun):
             self._attachment.detach()
             self._attachment = None
 
-    def _open(self, ledger: str | Path | Ledger | None) -> Ledger | None:
+    def _facts(
+        self,
+        plan: PrivacyPlan,
+        settings: Settings,
+        model: nn.Module,
+        optimizer: Optimizer,
+        data_loader: DataLoader[Any],
+        *,
+        ledger: bool,
+    ) -> dict[str, object]:
+        """What must be the same in all processes."""
+        return {
+            **plan_facts(plan),
+            "grad_sample_mode": settings.mode,
+            "batch_first": settings.batch_first,
+            "sample_index": settings.sample_index,
+            "reproducible noise": settings.noise_generator is not None,
+            "ledger": "given" if ledger else "none",
+            **data_facts(data_loader.dataset),
+            **run_facts(self.accountant, check_attachable(model, optimizer)),
+        }
+
+    def _open(self, ledger: str | Path | Ledger | None, group: Group) -> Book | None:
         """Open a ledger; the accountant then knows of all that is in it."""
-        if ledger is None:
-            return None
-        book = ledger if isinstance(ledger, Ledger) else Ledger(ledger)
-        history = book.history()
-        missing = counted(self.accountant.history) - counted(history)
-        if self.accountant.steps and (self._ledger != book.path.resolve() or missing):
-            raise ConfigurationError(
-                f"this engine has made {self.accountant.steps} releases, of which some are not in {book.path}: its "
-                "epsilon would leave them out. Use a new PrivacyEngine, or the ledger from the first run on."
-            )
-        self._ledger = book.path.resolve()
-        self.accountant.replace(history)
+        book = open_ledger(ledger, self.accountant, self._ledger, group)
+        if book is not None:
+            self._ledger = book.path.resolve()
         return book
 
     def _generator(self, given: torch.Generator | None) -> torch.Generator | None:
@@ -335,6 +392,10 @@ class PrivacyEngine(PrivateRun):
 def _trainable(optimizer: Optimizer, module: nn.Module) -> tuple[str, ...]:
     """Names of the private parameters that are trained from the first step on."""
     return tuple(name for name, p in check_attachable(module, optimizer).items() if p.requires_grad)
+
+
+def _device_of(model: nn.Module) -> torch.device | None:
+    return next((p.device for p in model.parameters()), None)
 
 
 def _check_first(

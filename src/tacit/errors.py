@@ -65,6 +65,10 @@ class LedgerError(PrivacyError):
     """A release could not be put on record, or the record is of other data."""
 
 
+class DistributedError(PrivacyError):
+    """Processes that train together differ in what they do, or one of them has stopped."""
+
+
 class CoupledLossWarning(UserWarning):
     """A model's own loss is computed per sample, since its mean over the batch would couple the samples."""
 

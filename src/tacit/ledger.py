@@ -38,7 +38,33 @@ CREATE TRIGGER IF NOT EXISTS whole BEFORE DELETE ON releases BEGIN SELECT RAISE(
 """
 
 
-class Ledger:
+class Numbering:
+    """How the passes over the data of several runs are counted: those of different runs are different passes."""
+
+    def __init__(self) -> None:
+        self._run: int | None = None
+        self._passes: dict[tuple[int, int], int] = {}
+
+    def numbered(self, release: Release, *, ahead: dict[tuple[int, int], int] | None = None) -> Release:
+        """A release of this run as the history has it: its pass over the data is none of another run's.
+
+        Args:
+            release: as the run counts its passes.
+            ahead: passes that are only planned, which get their numbers here.
+        """
+        epoch = epoch_of(release)
+        if epoch is None or self._run is None:
+            return release
+        known = self._passes if ahead is None else ahead
+        return in_epoch(release, known.setdefault((self._run, epoch), len(known) + 1))
+
+    def planned(self, history: Iterable[tuple[Release, int]]) -> list[tuple[Release, int]]:
+        """Coming releases of this run as the history will have them."""
+        ahead = dict(self._passes)
+        return [(self.numbered(release, ahead=ahead), count) for release, count in history]
+
+
+class Ledger(Numbering):
     """What was released over one data set.
 
     Args:
@@ -54,9 +80,8 @@ class Ledger:
             raise ConfigurationError(f"ledger={path!r}: it is a path, or a tacit.Ledger.")
         self.path = Path(path)
         self._name = name
-        self._run: int | None = None
+        super().__init__()
         self._step = 0
-        self._passes: dict[tuple[int, int], int] = {}
         with self._explained("opened"):
             self._file = sqlite3.connect(self.path, timeout=_WAIT, isolation_level=None, check_same_thread=False)
             self._file.execute("PRAGMA journal_mode = WAL")
@@ -113,24 +138,6 @@ class Ledger:
             self._file.execute("INSERT INTO releases (run, step, time, event) VALUES (?, ?, ?, ?)", row)
         self._step += 1
 
-    def numbered(self, release: Release, *, ahead: dict[tuple[int, int], int] | None = None) -> Release:
-        """A release of this run as the history has it: its pass over the data is none of another run's.
-
-        Args:
-            release: as the run counts its passes.
-            ahead: passes that are only planned, which get their numbers here.
-        """
-        epoch = epoch_of(release)
-        if epoch is None or self._run is None:
-            return release
-        known = self._passes if ahead is None else ahead
-        return in_epoch(release, known.setdefault((self._run, epoch), len(known) + 1))
-
-    def planned(self, history: Iterable[tuple[Release, int]]) -> list[tuple[Release, int]]:
-        """Coming releases of this run as the history will have them."""
-        ahead = dict(self._passes)
-        return [(self.numbered(release, ahead=ahead), count) for release, count in history]
-
     def _check_unit(self, unit: str) -> None:
         query = "SELECT DISTINCT unit FROM runs WHERE run IN (SELECT run FROM releases)"
         others = [known for (known,) in self._file.execute(query) if known != unit]
@@ -152,6 +159,16 @@ class Ledger:
             found.append(release)
         self._passes = passes
         return [(release, len(list(same))) for release, same in groupby(found)]
+
+    @property
+    def run(self) -> int | None:
+        """The number of the run that was begun."""
+        return self._run
+
+    @property
+    def passes(self) -> dict[tuple[int, int], int]:
+        """The number of each pass over the data, by run and the loader's own number."""
+        return dict(self._passes)
 
     @property
     def releases(self) -> int:

@@ -22,13 +22,21 @@ class PrivateOptimizer(Optimizer):
         inner: the user's optimizer. Stepping it directly is refused from now on.
         release: turns the clipped sums in ``.grad`` into released gradients and accounts for them.
         forget: is called when pending sums are thrown away.
+        hold: is told whether coming backwards belong to a logical batch that goes on after the next ``step()``.
     """
 
-    def __init__(self, inner: Optimizer, release: Callable[[], None], forget: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        inner: Optimizer,
+        release: Callable[[], None],
+        forget: Callable[[], None],
+        hold: Callable[[bool], None] | None = None,
+    ) -> None:
         # Optimizer.__init__ is not called: all that it sets up lives in the wrapped optimizer.
         self.inner = inner
         self._release = release
         self._forget = forget
+        self._on_hold = hold
         self._known = self._stepped()
         self._held = False
         self._accumulating = False
@@ -155,11 +163,13 @@ class PrivateOptimizer(Optimizer):
     def hold_release(self, hold: bool) -> None:
         """Say whether the coming ``step()`` ends a physical batch only, and so releases nothing."""
         self._held = hold
+        if self._on_hold is not None:
+            self._on_hold(hold)
 
     def discard_pending(self) -> None:
         """Throw away an unfinished logical batch."""
         self._accumulating = False
-        self._held = False
+        self.hold_release(False)
         self.zero_grad()
 
     def detach(self) -> None:

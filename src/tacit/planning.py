@@ -19,6 +19,7 @@ from tacit.sampling import (
     Sampling,
     TruncatedPoissonSampling,
     check_source,
+    whole,
 )
 
 History = Sequence[tuple[Release, int]]
@@ -38,7 +39,8 @@ def sampling_of(loader: DataLoader[Any], *, sampling: str | Sampling | None = No
     """Return how batches will be drawn from ``loader``'s data set.
 
     Args:
-        loader: the user's loader.
+        loader: the user's loader. Of several processes each has one, over the whole data set; batches are drawn from
+            all of it, and are as large as theirs in sum.
         sampling: what the user asked for.
         poisson: what ``poisson_sampling`` says, which counts where ``sampling`` is None.
 
@@ -51,7 +53,7 @@ def sampling_of(loader: DataLoader[Any], *, sampling: str | Sampling | None = No
             'poisson_sampling=False is sampling="epochs" (the loader\'s own batches): say one of them only.'
         )
     if isinstance(sampling, Sampling):
-        check_source(loader, poisson=False)
+        check_source(whole(loader), poisson=False)
         return sampling
     name = sampling or ("poisson" if poisson else "epochs")
     if not isinstance(name, str) or name not in SAMPLINGS:

@@ -196,8 +196,15 @@ class PrivateRun:
 
     @property
     def stats(self) -> ClipStats | None:
-        """Norms and clipping of the last backward; None before the first. For the trainer's eyes: not private."""
+        """Norms and clipping of the last backward in this process; None before the first.
+
+        For the trainer's eyes: not private.
+        """
         return self._attached.stats
+
+    def gather_stats(self) -> ClipStats | None:
+        """The same of all processes that train together. Each of them must call it."""
+        return self._attached.gathered_stats()
 
     @property
     def first_step(self) -> FirstStep | None:

@@ -8,15 +8,19 @@ For one logical batch drawn by a sampler with a known accounting event:
    by at most C. The leak guard holds that nothing else is in ``.grad``.
 3. ``Releaser``: one event is recorded, then noise of standard deviation σ·C is added to every parameter, once, and
    the result is divided by a public constant. What the user's optimizer sees is the output of a Gaussian mechanism.
+
+Several processes each clip their part of the batch (1), and DDP leaves the mean of their sums in every ``.grad`` (2).
+It moves by C over their number, and gets noise of σ·C over their number: the same noise in each, from a key that all
+know. So all release the same, once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +31,7 @@ from tacit.clipping import ClippingPolicy
 from tacit.errors import PrivacyError
 from tacit.mechanisms import NoiseSource, add_gaussian_noise
 from tacit.plan import PrivacyPlan
-from tacit.sampling import DrawLog
+from tacit.sampling import Draw, DrawLog
 from tacit.uses import Dense, FullPrecision, Together, Use, join, small
 
 
@@ -214,7 +218,30 @@ class Gradients(Protocol):
 
     def check_untouched(self, gradients: Mapping[str, Tensor]) -> None: ...
 
+    def check_whole(self, names: Iterable[str]) -> None: ...
+
     def accept(self, name: str, gradient: Tensor) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Coming:
+    """A release that is about to happen.
+
+    Attributes:
+        event: what the accountant is told.
+        draws: the draws that it is of.
+        std: standard deviation of the noise on the sum.
+        divisor: what the noisy sum is divided by.
+    """
+
+    event: Release
+    draws: tuple[Draw, ...]
+    std: float
+    divisor: float
+
+
+Agree: TypeAlias = "Callable[[Callable[[], Coming]], Coming]"
+"""Runs the preparation of a release; with several processes in all of them, and only if they agree."""
 
 
 class Releaser:
@@ -227,6 +254,8 @@ class Releaser:
         draws: what the loader drew.
         noise: the noise source.
         record: writes the event down, and of how many draws it was.
+        agree: prepares the release.
+        processes: of how many processes ``.grad`` holds the mean.
     """
 
     def __init__(
@@ -237,6 +266,8 @@ class Releaser:
         draws: DrawLog,
         noise: NoiseSource,
         record: Callable[[Release, int], None],
+        agree: Agree,
+        processes: int = 1,
     ) -> None:
         self._plan = plan
         self._parameters = parameters
@@ -244,6 +275,8 @@ class Releaser:
         self._draws = draws
         self._noise = noise
         self._record = record
+        self._agree = agree
+        self._processes = processes
         self._pending = 0.0
 
     def clipped_to(self, sensitivity: float) -> None:
@@ -261,21 +294,27 @@ class Releaser:
             PrivacyError: what is in ``.grad`` is not a clipped sum; nothing was released.
             SamplingError: no batch was drawn for this release; nothing was released.
         """
-        plan = self._plan()
         trainable = {name: p for name, p in self._parameters.items() if p.requires_grad}
-        self._check(trainable)
+        coming = self._agree(lambda: self._prepared(trainable))
         for name in self._parameters.keys() - trainable.keys():
             self._parameters[name].grad = None  # frozen since its backward: what is there has no noise
-        draws = self._draws.take()
-        self._record(plan.sampling.event(plan.noise_multiplier, draws), len(draws))
-        std = plan.noise_multiplier * (self._pending or plan.policy.sensitivity)
-        divisor = plan.divisor(len(draws))
+        self._record(coming.event, len(coming.draws))
+        # The mean over n processes moves by an n-th of the sensitivity.
+        std, divisor = coming.std / self._processes, coming.divisor / self._processes
         totals = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in trainable.values()]
         released = add_gaussian_noise(totals, std=std, divisor=divisor, noise=self._noise, in_place=True)
         for (name, parameter), gradient in zip(trainable.items(), released, strict=True):
             parameter.grad = gradient
             self._gradients.accept(name, gradient)
         self.forget()
+
+    def _prepared(self, trainable: Mapping[str, nn.Parameter]) -> Coming:
+        plan = self._plan()
+        self._check(trainable)
+        draws = self._draws.take()
+        event = plan.sampling.event(plan.noise_multiplier, draws)
+        std = plan.noise_multiplier * (self._pending or plan.policy.sensitivity)
+        return Coming(event, draws, std, plan.divisor(len(draws)))
 
     def _check(self, trainable: Mapping[str, nn.Parameter]) -> None:
         if self._gradients.broken:
@@ -284,3 +323,4 @@ class Releaser:
                 "optimizer.zero_grad() and run the batch again."
             )
         self._gradients.check_untouched({name: p.grad for name, p in trainable.items() if p.grad is not None})
+        self._gradients.check_whole(trainable)

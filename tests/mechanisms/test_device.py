@@ -99,7 +99,7 @@ def test_sources_have_keys_of_their_own_and_a_forked_process_a_new_one(monkeypat
     assert not torch.isin(normals(other, 8), first).any()
     monkeypatch.setattr(os, "getpid", lambda: -7)
     again = normals(source, 8)
-    assert source._next == READY // 8  # it began anew, with another key
+    assert source.next_block == READY // 8  # it began anew, with another key
     assert not torch.isin(again, first).any()
 
 

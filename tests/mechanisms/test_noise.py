@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tacit.errors import PrivacyError
 from tacit.mechanisms import NoiseSource, add_gaussian_noise
 from tacit.mechanisms.gaussian import ROUNDING, grid_of
 from tacit.mechanisms.secure import PAIRS, READY, Job, SecureNormal, box_muller
@@ -187,3 +188,50 @@ def test_jobs_have_deviations_of_their_own():
         seen = []
         SecureNormal().each([Job(count, lambda numbers, part, seen=seen: seen.append(numbers.clone()), 1e6)])
         assert 1e4 < float(torch.cat(seen).abs().mean()) < 1e8
+
+
+class TestSharedKey:
+    """Sources with one key make the same noise, whatever thread makes which part."""
+
+    KEY = bytes(range(32))
+
+    def numbers(self, source, counts):
+        totals = [torch.zeros(count) for count in counts]
+        return add_gaussian_noise(totals, std=1.0, divisor=1.0, noise=source)
+
+    def test_the_same_in_processes_with_other_numbers_of_threads(self):
+        counts, threads = (10, 5000, 300_001), torch.get_num_threads()
+        found = []
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            source = NoiseSource(key=self.KEY)
+            found.append([*self.numbers(source, counts), *self.numbers(source, counts)])
+            assert source.position == (2 * (1 + 1 + -(-300_001 // LARGE)),)
+        torch.set_num_threads(threads)
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+        first, again = found[0][:3], found[0][3:]
+        assert not any(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+        everything = torch.cat(found[0])
+        assert len(everything.unique()) > 1000  # rounded to a grid
+        assert abs(float(everything.double().var()) - 1) < 4.9 * (2 / everything.numel()) ** 0.5 + 2**-10
+
+    def test_another_key_makes_other_noise(self):
+        one, other = (NoiseSource(key=key) for key in (self.KEY, bytes(32)))
+        assert not torch.equal(*(self.numbers(source, (50,))[0] for source in (one, other)))
+
+    def test_it_is_never_saved_but_if_it_came_from_a_generator(self):
+        assert NoiseSource(key=self.KEY).state_dict() == {}
+        source = NoiseSource(torch.Generator(), key=self.KEY)
+        self.numbers(source, (5,))
+        resumed = NoiseSource(torch.Generator(), key=self.KEY)
+        resumed.load_state_dict(source.state_dict())
+        assert torch.equal(self.numbers(source, (5,))[0], self.numbers(resumed, (5,))[0])
+        assert source.reproducible
+        assert "reproducible" in source.description
+
+    def test_a_forked_process_may_not_use_it(self, monkeypatch):
+        source = NoiseSource(key=self.KEY)
+        self.numbers(source, (5,))
+        monkeypatch.setattr("os.getpid", lambda: -5)
+        with pytest.raises(PrivacyError, match="forked from one that trains together"):
+            self.numbers(source, (5,))

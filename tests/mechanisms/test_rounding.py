@@ -33,6 +33,17 @@ MODELS = {
 }
 
 
+def clipped_sum(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    _, found = private_gradients(
+        model,
+        lambda m, b: 1e3 * nn.functional.cross_entropy(m(b[0]), b[1], reduction="sum"),
+        batch,
+        max_grad_norm=BOUND,
+        loss_reduction="sum",
+    )
+    return torch.cat([g.flatten() for g in found.values()])
+
+
 @pytest.mark.parametrize("samples", [1, 16, 129, 1024])
 @pytest.mark.parametrize("name", MODELS)
 def test_one_sample_moves_the_sum_by_little_more_than_the_bound(name: str, samples: int) -> None:
@@ -40,17 +51,28 @@ def test_one_sample_moves_the_sum_by_little_more_than_the_bound(name: str, sampl
     torch.manual_seed(samples)
     make, draw = MODELS[name]
     model, x, y = make(), draw(samples + 1), torch.zeros(samples + 1, dtype=torch.int64)
-
-    def total(batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        _, found = private_gradients(
-            model,
-            lambda m, b: 1e3 * nn.functional.cross_entropy(m(b[0]), b[1], reduction="sum"),
-            batch,
-            max_grad_norm=BOUND,
-            loss_reduction="sum",
-        )
-        return torch.cat([g.double().flatten() for g in found.values()])
-
-    with_it, without = total((x, y)), total((x[:-1], y[:-1]))
+    with_it, without = clipped_sum(model, (x, y)).double(), clipped_sum(model, (x[:-1], y[:-1])).double()
     moved = float((with_it - without).norm())
     assert moved <= BOUND * (1 + ROUNDING / 32)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+@pytest.mark.parametrize("name", MODELS)
+def test_also_where_all_others_move_up(name: str, processes: int) -> None:
+    """The first sample: all others are summed in another order, and move from one process to the next.
+
+    Each takes every n-th sample, and the mean of their sums is formed in float32.
+    """
+    torch.manual_seed(processes)
+    make, draw = MODELS[name]
+    model, x, y = make(), draw(513), torch.zeros(513, dtype=torch.int64)
+
+    def mean(first: int) -> torch.Tensor:
+        parts = [slice(first + rank, None, processes) for rank in range(processes)]
+        total = torch.zeros(())
+        for part in parts:
+            total = total + clipped_sum(model, (x[part], y[part])) / processes
+        return total.double()
+
+    moved = float((mean(0) - mean(1)).norm())
+    assert moved <= BOUND / processes * (1 + ROUNDING / 4)

@@ -75,7 +75,7 @@ REFUSED = {
     ),
     "distributed": (
         lambda: DataLoader(DATA, sampler=DistributedSampler(DATA, num_replicas=2, rank=0)),
-        "several devices comes later",
+        "parts batches among processes by itself",
     ),
     "replacement": (
         lambda: DataLoader(DATA, sampler=RandomSampler(DATA, replacement=True)),

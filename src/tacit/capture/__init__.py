@@ -1,7 +1,19 @@
 """Seeing every use of every parameter in unmodified models, and handing clipped sums back to autograd."""
 
+from tacit.capture.averaged import AveragedGuard
 from tacit.capture.passes import Clip, ClippedSums, Deposit, EarlyClip, Pass, Term
 from tacit.capture.session import Session
 from tacit.capture.units import check_index, read_field
 
-__all__ = ["Clip", "ClippedSums", "Deposit", "EarlyClip", "Pass", "Session", "Term", "check_index", "read_field"]
+__all__ = [
+    "AveragedGuard",
+    "Clip",
+    "ClippedSums",
+    "Deposit",
+    "EarlyClip",
+    "Pass",
+    "Session",
+    "Term",
+    "check_index",
+    "read_field",
+]

@@ -8,7 +8,7 @@ goes around it, and fills no ``.grad``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -104,7 +104,7 @@ class LeakGuard:
         same = [n for n in gradients if n not in suspects]
         if same:
             then = torch.stack([record[1].cpu() for n in same if (record := known[n]) is not None])
-            now = torch.stack([_fingerprint(gradients[n]).cpu() for n in same])
+            now = torch.stack([fingerprint(gradients[n]).cpu() for n in same])
             alike = torch.isclose(then.double(), now.double(), rtol=1e-5, atol=0.0, equal_nan=True)
             suspects += [n for n, fine in zip(same, alike.tolist(), strict=True) if not fine]
         for name in suspects:
@@ -114,6 +114,9 @@ class LeakGuard:
                     "assignment to .grad). The noise was calibrated for the clipped sum, not for what is there now. "
                     "Change gradients after the noise instead, in a hook of optimizer.register_step_pre_hook."
                 )
+
+    def check_whole(self, names: Iterable[str]) -> None:
+        """Raise unless the gradients of these parameters are those of the whole batch: of all processes."""
 
     def check_graph(self, value: Tensor, carrier: Tensor) -> bool:
         """Tell whether all that ``value`` depends on and that wants a gradient is behind the carrier.
@@ -138,7 +141,7 @@ class LeakGuard:
 
     def accept(self, name: str, gradient: Tensor) -> None:
         """Take a released gradient for what it is: adding to it, or releasing it again, reveals nothing new."""
-        self._accumulated[name] = _identity(gradient), _fingerprint(gradient)
+        self._accumulated[name] = _identity(gradient), fingerprint(gradient)
 
     def reset(self) -> None:
         """Forget an interrupted backward and the gradients that it left."""
@@ -168,17 +171,22 @@ def refuse_accumulation_hooks(name: str, parameter: Tensor) -> None:
         )
 
 
-def _fingerprint(gradient: Tensor) -> Tensor:
+def fingerprint(gradient: Tensor) -> Tensor:
     """A number that tells whether a gradient was changed in ways that leave no trace (``.data``, foreach calls).
 
     Of a large gradient a part is looked at: what scales or clips changes all of it.
     """
     working = torch.promote_types(gradient.dtype, torch.float32)
     seen = gradient.detach()
-    if seen.numel() > _LARGE and seen.is_contiguous():
-        seen = seen.view(-1)[:: seen.numel() // _LARGE]
+    if seen.is_contiguous():
+        seen = sparse(seen.view(-1))
     norm: Tensor = torch.linalg.vector_norm(seen, dtype=working)
     return norm
+
+
+def sparse(flat: Tensor) -> Tensor:
+    """A part of a large vector: 2¹⁵ to 2¹⁶ numbers, evenly spread."""
+    return flat[:: flat.numel() // _LARGE] if flat.numel() >= 2 * _LARGE else flat
 
 
 def _identity(value: Tensor) -> tuple[int, int]:

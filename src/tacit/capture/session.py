@@ -37,6 +37,8 @@ class Session:
             memory that is free decides between forms of what is held, and there is one pass.
         measured: choose forms of matrix products by timing them, not by prediction.
         apart: run every forward on one copy of the parameters for each sample.
+        guard: watches the gradients; by default those of one process.
+        entered: called when a private forward begins.
 
     Attributes:
         synthetic: what the coming forwards see are no records.
@@ -56,9 +58,12 @@ class Session:
         apart: bool = False,
         memory_budget: int | None = None,
         measured: bool = False,
+        guard: LeakGuard | None = None,
+        entered: Callable[[], None] | None = None,
     ) -> None:
         self.parameters = dict(parameters)
-        self.guard = LeakGuard()
+        self.guard = LeakGuard() if guard is None else guard
+        self._entered = entered
         self.enabled = True
         self._clip = clip
         self._measured = measured
@@ -132,6 +137,8 @@ class Session:
         return self._outermost(entrance, args, kwargs)
 
     def _outermost(self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._entered is not None:
+            self._entered()
         refuse_batch_counts(kwargs, entrance.path)
         tensors = list(tensors_in((args, kwargs)))
         samples = self._samples(entrance, tensors)

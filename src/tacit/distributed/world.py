@@ -1,4 +1,4 @@
-"""How many processes train together."""
+"""How many processes train together, and how a model says so."""
 
 from __future__ import annotations
 
@@ -7,12 +7,32 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 
+def is_set_up() -> bool:
+    """Whether this process has joined others (be it alone): ``init_process_group`` was called."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def world_size() -> int:
     """Return the number of processes, 1 if torch.distributed is not set up."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_world_size()
-    return 1
+    return torch.distributed.get_world_size() if is_set_up() else 1
 
 
-def is_data_parallel(module: nn.Module) -> bool:
-    return isinstance(module, DistributedDataParallel)
+def rank() -> int:
+    """Return the number of this process, 0 if torch.distributed is not set up."""
+    return torch.distributed.get_rank() if is_set_up() else 0
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the model inside DistributedDataParallel, or the module as it is."""
+    return module.module if isinstance(module, DistributedDataParallel) else module
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether its parameters, or some of them, are spread over processes (FSDP, tensor parallelism)."""
+    if not is_set_up():
+        return False
+    from torch.distributed.fsdp import FullyShardedDataParallel  # takes half a second to import
+    from torch.distributed.tensor import DTensor
+
+    wrapped = any(isinstance(m, FullyShardedDataParallel) for m in module.modules())
+    return wrapped or any(isinstance(p, DTensor) for p in module.parameters())

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from tacit.errors import PrivacyError
 from tacit.mechanisms.secure import Job
 
 PAIRS = 2**22
@@ -38,14 +39,19 @@ class DeviceNormal:
     Args:
         device: where the numbers are made.
         words: makes the keystream; by default the Triton kernel.
+        key: 32 bytes, for processes that shall all make the same numbers. Such a source cannot be forked.
+
+    Attributes:
+        next_block: the number of the next block of the keystream; each is used once.
     """
 
-    def __init__(self, device: torch.device, words: Words | None = None) -> None:
+    def __init__(self, device: torch.device, words: Words | None = None, key: bytes | None = None) -> None:
         self._device = device
+        self._given = key
         self._words = words
         self._process = -1
         self._key = torch.empty(0, dtype=torch.int32)
-        self._next = 0
+        self.next_block = 0
         self._ready = torch.empty(0, dtype=torch.float64)
 
     def each(self, jobs: Sequence[Job]) -> None:
@@ -67,9 +73,12 @@ class DeviceNormal:
 
     def _begin(self) -> None:
         if self._process != os.getpid():  # a forked process takes a new key
+            if self._process != -1 and self._given is not None:
+                raise PrivacyError("a process that trains together with others was forked: it would add their noise.")
             self._process = os.getpid()
-            self._key = torch.frombuffer(bytearray(secrets.token_bytes(32)), dtype=torch.int32).to(self._device)
-            self._next = 0
+            key = self._given or secrets.token_bytes(32)
+            self._key = torch.frombuffer(bytearray(key), dtype=torch.int32).to(self._device)
+            self.next_block = 0
             self._ready = torch.empty(0, dtype=torch.float64, device=self._device)
 
     def _block(self, count: int) -> Tensor:
@@ -79,8 +88,8 @@ class DeviceNormal:
 
             self._words = chacha_words
         blocks = -(-count // 8)
-        words = self._words(self._key, self._next, blocks).long()
-        self._next += blocks
+        words = self._words(self._key, self.next_block, blocks).long()
+        self.next_block += blocks
         wide = (words[:8] << 32) | (words[8:] & 0xFFFFFFFF)
         bits, turns = wide[:4].flatten(), wide[4:].flatten()
         radius = bits.bitwise_and_(2**63 - 1).double().add_(0.5).mul_(2.0**-63).log_().mul_(-2.0).sqrt_()

@@ -39,8 +39,9 @@ def add_gaussian_noise(
 
     * a sample's own factor and gradient: norms are summed in blocks or in float64, factors and products rounded to
       float32: under 2⁻¹⁸ (proved for blocks of up to 2⁵ partial sums, each rounded to 2⁻²⁴);
-    * the order in which float32 sums up the others, which a sample more may change: measured, under 3e-6 for batches of
-      up to 1024 (`tests/mechanisms/test_rounding.py`). No bound that holds for all data is known that is of use.
+    * the order in which float32 sums up the others, which a sample more may change, and with several processes, in
+      which of them: measured, under 6e-5 for batches of up to 1024, of one process or several
+      (`tests/mechanisms/test_rounding.py`). No bound that holds for all data is known that is of use.
     * cells: a float64 normal, off by under 1e-14 of ``std`` (logarithm, root, sine, the addition), changes the
       probability of a grid point, at least 1.2e-4 of ``std`` wide, by a factor of at most 1 ± 1.7e-10, independently in
       each coordinate. By Azuma's inequality the losses of D coordinates in all releases together differ from their

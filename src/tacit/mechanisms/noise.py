@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tacit.entropy import system_generator
+from tacit.entropy import derived, system_generator
 from tacit.mechanisms.device import DeviceNormal, available
 from tacit.mechanisms.secure import Job, SecureNormal
 
@@ -22,17 +22,20 @@ class NoiseSource:
             CPU comes from a cipher keyed by the operating system (`secure`), as on GPUs where Triton is installed
             (`device`), and noise on other devices from torch's generator there, seeded by the operating system:
             ``torch.manual_seed`` has no influence.
+        key: a key of 32 bytes that all processes of a run know, so that each makes the same noise without asking the
+            others. With ``generator`` too, the key came from it, and the noise is reproducible.
 
     Attributes:
         reproducible: a generator was given.
         secure: all noise so far came from a cryptographic generator.
     """
 
-    def __init__(self, generator: torch.Generator | None = None) -> None:
+    def __init__(self, generator: torch.Generator | None = None, *, key: bytes | None = None) -> None:
         self.reproducible = generator is not None
         self.secure = generator is None
-        self._given = generator
-        self._secure = SecureNormal()
+        self._given = generator if key is None else None
+        self._key = key
+        self._secure = SecureNormal(None if key is None else derived(key, "noise on the CPU", 16))
         self._ciphers: dict[torch.device, DeviceNormal] = {}
         self._own: dict[torch.device, torch.Generator] = {}
 
@@ -40,10 +43,16 @@ class NoiseSource:
     def description(self) -> str:
         if self.reproducible:
             return "a given generator (reproducible: for tests, not for release)"
+        shared = "" if self._key is None else ", the same in all processes"
         if self.secure:
             cipher = "ChaCha20" if self._ciphers else "AES-128 in counter mode"
-            return f"{cipher}, keyed from the operating system's entropy"
-        return "torch.Generator seeded from the operating system's entropy (not cryptographic)"
+            return f"{cipher}, keyed from the operating system's entropy{shared}"
+        return f"torch.Generator seeded from the operating system's entropy (not cryptographic){shared}"
+
+    @property
+    def position(self) -> tuple[int, ...]:
+        """How much was made of the key so far: equal in processes that make the same noise."""
+        return self._secure.next_block, *(cipher.next_block for cipher in self._ciphers.values())
 
     def each(self, jobs: Sequence[Job], device: torch.device) -> None:
         """Hand normal numbers in float64, of its deviation, to each job, for the parts of its flattened tensor."""
@@ -51,10 +60,18 @@ class NoiseSource:
             self._secure.each(jobs)
             return
         if self._given is None and available(device):
-            self._ciphers.setdefault(device, DeviceNormal(device)).each(jobs)
+            self._cipher(device).each(jobs)
             return
         for job in jobs:
             job.finish(self._drawn(job.count, device).double().mul_(job.deviation), slice(0, job.count))
+
+    def _cipher(self, device: torch.device) -> DeviceNormal:
+        if device not in self._ciphers:
+            # By the order in which devices are first used: in each process they have other numbers.
+            purpose = f"noise on device {len(self._ciphers)}"
+            key = None if self._key is None else derived(self._key, purpose, 32)
+            self._ciphers[device] = DeviceNormal(device) if key is None else DeviceNormal(device, key=key)
+        return self._ciphers[device]
 
     def normal(self, shape: torch.Size, device: torch.device) -> Tensor:
         """Return independent standard normal numbers in float64."""
@@ -68,14 +85,24 @@ class NoiseSource:
             return drawn.to(device)
         self.secure = False
         if device not in self._own:
-            self._own[device] = system_generator(device)
+            self._own[device] = self._generator_on(device)
         return torch.randn(count, generator=self._own[device], device=device)
+
+    def _generator_on(self, device: torch.device) -> torch.Generator:
+        if self._key is None:
+            return system_generator(device)
+        seed = int.from_bytes(derived(self._key, f"noise of generator {len(self._own)}", 8), "little") >> 1
+        return torch.Generator(device).manual_seed(seed)
 
     def state_dict(self) -> dict[str, Any]:
         """The given generator's state. A secret generator is never saved: its state would reveal the noise."""
+        if self.reproducible and self._key is not None:  # the key follows from the generator
+            return {"block": self._secure.next_block}
         return {"state": self._given.get_state()} if self._given is not None else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.reproducible and self._key is not None and "block" in state:
+            self._secure.next_block = state["block"]
         if self._given is not None and "state" in state:
             self._given.set_state(state["state"])
 

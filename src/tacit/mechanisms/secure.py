@@ -15,10 +15,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
+
+from tacit.errors import PrivacyError
 
 PAIRS = 2**14
 """Pairs of numbers made at once: what a core's cache holds."""
@@ -39,18 +42,27 @@ class Job:
     deviation: float = 1.0
 
 
+_Block: TypeAlias = tuple[int | None, Job, slice]
+"""The number of a block of a given key, whose it is, and for which part."""
+
+
 class _Stream:
     """One key, one thread."""
 
-    def __init__(self) -> None:
-        key = algorithms.AES128(secrets.token_bytes(16))
-        self._cipher = Cipher(key, modes.CTR(bytes(16))).encryptor()
+    def __init__(self, key: bytes) -> None:
+        self._key = algorithms.AES128(key)
+        self.go_to(0)
         self._zeros = memoryview(bytes(16 * PAIRS))
         self._raw = bytearray(16 * PAIRS + 15)
         self._words = torch.frombuffer(self._raw, dtype=torch.int64, count=2 * PAIRS)
         self._floats = torch.empty(2 * PAIRS, dtype=torch.float64)
         self._out = torch.empty(2 * PAIRS, dtype=torch.float64)
         self._ready = torch.empty(0, dtype=torch.float64)
+
+    def go_to(self, number: int) -> None:
+        """Go to the block with this number: each has more of the counter than it can use."""
+        start = (number * 2 * PAIRS).to_bytes(16, "big")
+        self._cipher = Cipher(self._key, modes.CTR(start)).encryptor()
 
     def some(self, count: int) -> Tensor:
         """``count`` ≤ READY standard normal numbers, which are handed out once."""
@@ -88,9 +100,19 @@ def box_muller(words: Tensor, deviation: float, floats: Tensor, out: Tensor) -> 
 
 
 class SecureNormal:
-    """Fills tensors from a few streams. A forked process takes new keys: no two ever share numbers."""
+    """Fills tensors from a few streams. A forked process takes new keys: no two ever share numbers.
 
-    def __init__(self) -> None:
+    Args:
+        key: 16 bytes, for processes that shall all make the same numbers: then every block has its number, whichever
+            thread makes it, and depends on that and the key alone. Such a source cannot be forked.
+
+    Attributes:
+        next_block: the number of the next block, with a given key; a block is used once.
+    """
+
+    def __init__(self, key: bytes | None = None) -> None:
+        self._key = key
+        self.next_block = 0
         self._process = -1
         self._streams: list[_Stream] = []
         self._threads: ThreadPoolExecutor | None = None
@@ -98,10 +120,12 @@ class SecureNormal:
     def each(self, jobs: Sequence[Job]) -> None:
         """Call each job's ``finish`` with all of its numbers, a block at a time, from several threads."""
         self._begin()
-        blocks: deque[tuple[Job, slice]] = deque()
+        blocks: deque[_Block] = deque()
         for job in jobs:
             for start in range(0, job.count, 2 * PAIRS):
-                blocks.append((job, slice(start, min(start + 2 * PAIRS, job.count))))
+                number = None if self._key is None else self.next_block
+                blocks.append((number, job, slice(start, min(start + 2 * PAIRS, job.count))))
+                self.next_block += 1
         if self._threads is None or sum(job.count for job in jobs) <= 2 * PAIRS:
             _work(self._streams[0], blocks)
             return
@@ -112,11 +136,17 @@ class SecureNormal:
     def _begin(self) -> None:
         if self._process == os.getpid():
             return
+        if self._process != -1 and self._key is not None:
+            raise PrivacyError(
+                "this process was forked from one that trains together with others, and would add the noise that they "
+                "add, too: who has both releases could subtract it. Start processes with spawn, or call "
+                "make_private() in each."
+            )
         if self._process != -1:  # a forked process has lost torch's threads, and would wait for them for ever
             torch.set_num_threads(1)
         self._process = os.getpid()
         count = max(1, torch.get_num_threads())
-        self._streams = [_Stream() for _ in range(count)]
+        self._streams = [_Stream(self._key or secrets.token_bytes(16)) for _ in range(count)]
         self._threads = None
         if count > 1:
             self._threads = ThreadPoolExecutor(count, "tacit-noise", initializer=_alone)
@@ -131,15 +161,18 @@ def _alone() -> None:
     torch.set_num_threads(1)
 
 
-def _work(stream: _Stream, blocks: deque[tuple[Job, slice]]) -> None:
+def _work(stream: _Stream, blocks: deque[_Block]) -> None:
     """Take blocks until none is left: the threads share them as they get on."""
     while True:
         try:
-            job, part = blocks.popleft()
+            number, job, part = blocks.popleft()
         except IndexError:
             return
         count = part.stop - part.start
-        if count <= READY:
+        if number is not None:
+            stream.go_to(number)
+            job.finish(stream.block(count, job.deviation), part)
+        elif count <= READY:
             job.finish(stream.some(count) * job.deviation, part)
         else:
             job.finish(stream.block(count, job.deviation), part)

@@ -6,9 +6,11 @@ from tacit.sampling.cyclic import CyclicPoissonSampling
 from tacit.sampling.disjoint import BallsInBinsSampling
 from tacit.sampling.draws import Draw, DrawLog
 from tacit.sampling.fixed import FixedSizeSampling, FullBatchSampling
+from tacit.sampling.generators import user_generator
 from tacit.sampling.handouts import Handout
 from tacit.sampling.loader import PrivateLoader, private_loader
 from tacit.sampling.own_batches import EpochSampling
+from tacit.sampling.parts import Part, is_parted, whole
 from tacit.sampling.physical import BatchMemoryManager, MicrobatchTarget, PhysicalBatches
 from tacit.sampling.poisson import PoissonSampling, inclusion_threshold
 from tacit.sampling.source import check_source
@@ -28,6 +30,7 @@ __all__ = [
     "FullBatchSampling",
     "Handout",
     "MicrobatchTarget",
+    "Part",
     "PhysicalBatches",
     "PoissonSampling",
     "PrivateLoader",
@@ -37,5 +40,8 @@ __all__ = [
     "WeightedPoissonSampling",
     "check_source",
     "inclusion_threshold",
+    "is_parted",
     "private_loader",
+    "user_generator",
+    "whole",
 ]

@@ -14,6 +14,7 @@ from tacit.accounting.releases import CyclicRelease, Release
 from tacit.errors import ConfigurationError, SamplingError
 from tacit.sampling.base import Sampling, check_one_epoch
 from tacit.sampling.draws import Draw
+from tacit.sampling.parts import whole
 from tacit.sampling.poisson import poisson_batch
 from tacit.sampling.source import check_source
 
@@ -55,6 +56,7 @@ class CyclicPoissonSampling(Sampling):
             SamplingError: see :func:`tacit.sampling.check_source`.
             ConfigurationError: there are more groups than batches.
         """
+        loader = whole(loader)
         records, steps = check_source(loader, poisson=True), len(loader)
         if checked_count("groups", groups) > steps:
             raise ConfigurationError(

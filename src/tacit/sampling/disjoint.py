@@ -13,6 +13,7 @@ from tacit.accounting.checks import checked_count
 from tacit.accounting.releases import BallsInBinsRelease, Release
 from tacit.sampling.base import Sampling, check_one_epoch, epoch_by_epoch
 from tacit.sampling.draws import Draw
+from tacit.sampling.parts import whole
 from tacit.sampling.poisson import random_bits
 from tacit.sampling.source import check_source
 
@@ -46,6 +47,7 @@ class BallsInBinsSampling(Sampling):
         Raises:
             SamplingError: see :func:`tacit.sampling.check_source`.
         """
+        loader = whole(loader)
         return cls(check_source(loader, poisson=True), len(loader))
 
     @property

@@ -14,6 +14,7 @@ from tacit.accounting.releases import FixedSizeRelease, PoissonRelease, Release
 from tacit.errors import ConfigurationError
 from tacit.sampling.base import Sampling, check_some
 from tacit.sampling.draws import Draw
+from tacit.sampling.parts import whole
 from tacit.sampling.poisson import random_bits
 from tacit.sampling.source import check_source
 
@@ -43,7 +44,7 @@ class FullBatchSampling(Sampling):
         Raises:
             SamplingError: see :func:`tacit.sampling.check_source`.
         """
-        return cls(check_source(loader, poisson=True))
+        return cls(check_source(whole(loader), poisson=True))
 
     @property
     def expected_batch_size(self) -> float:
@@ -107,6 +108,7 @@ class FixedSizeSampling(Sampling):
         Raises:
             SamplingError: see :func:`tacit.sampling.check_source`.
         """
+        loader = whole(loader)
         records, size = check_source(loader, poisson=False), loader.batch_size
         assert size is not None  # check_source refuses it
         return cls(records, min(size, records), len(loader))

@@ -13,6 +13,7 @@ from tacit.sampling.collate import EmptyAwareCollate
 from tacit.sampling.draws import DrawLog
 from tacit.sampling.generators import check_generator, user_generator
 from tacit.sampling.handouts import Handout, HandoutSampler
+from tacit.sampling.parts import Part
 
 
 class PrivateLoader(DataLoader[Any]):
@@ -36,20 +37,22 @@ class PrivateLoader(DataLoader[Any]):
         sampling: Sampling,
         draws: DrawLog,
         generator: torch.Generator | None,
+        part: Part,
     ) -> None:
         self.source = source
         self.sampling = sampling
         self.draws = draws
         self.managed = False
         self.on_batch: Callable[[Any, Handout], None] | None = None
-        self._sampler = HandoutSampler(sampling, generator)
+        self._sampler = HandoutSampler(sampling, generator, part)
+        self._part = part
         self._epoch = 0
         self._iterations = 0
         super().__init__(
             source.dataset,
             batch_sampler=self._sampler,
             num_workers=source.num_workers,
-            collate_fn=EmptyAwareCollate(source.dataset, source.collate_fn, sampling.padded_size),
+            collate_fn=EmptyAwareCollate(source.dataset, source.collate_fn, part.rows(sampling.padded_size)),
             pin_memory=source.pin_memory,
             timeout=source.timeout,
             worker_init_fn=source.worker_init_fn,
@@ -98,6 +101,8 @@ class PrivateLoader(DataLoader[Any]):
         self._iterations += 1
         epoch, iteration = self._epoch, self._iterations
         self._sampler.max_records = max_records
+        if self._part.key is not None:
+            self._sampler.generator = self._part.generator(epoch)
         batches = super().__iter__()
         waiting = self._sampler.latest.waiting
         place = 0
@@ -128,6 +133,7 @@ def private_loader(
     sampling: Sampling,
     draws: DrawLog,
     generator: torch.Generator | None = None,
+    part: Part | None = None,
 ) -> PrivateLoader:
     """The private counterpart of ``source``.
 
@@ -139,6 +145,7 @@ def private_loader(
             with; if that is None too, entropy of the operating system where privacy relies on the
             draw (``torch.manual_seed`` does not make it predictable), else torch's global generator
             as in an ordinary DataLoader.
+        part: which part of every batch this process takes, of several; its key then draws all indices.
 
     Raises:
         SamplingError: ``sampling`` is for another number of records.
@@ -150,10 +157,13 @@ def private_loader(
             f"The sampling is for {sampling.records} records and the dataset has {records}; epsilon would be "
             "computed for another sample rate than is drawn. Make the sampling from this loader."
         )
+    part = part or Part()
+    if part.key is not None:
+        return PrivateLoader(source, sampling, draws, None, part)
     if generator is None:
         generator = user_generator(source)
     else:
         check_generator(generator)
     if generator is None and sampling.amplified:
         generator = system_generator()
-    return PrivateLoader(source, sampling, draws, generator)
+    return PrivateLoader(source, sampling, draws, generator, part)

@@ -12,6 +12,7 @@ from tacit.accounting.releases import EpochRelease, Release
 from tacit.errors import ConfigurationError
 from tacit.sampling.base import Sampling, check_one_epoch, epoch_by_epoch
 from tacit.sampling.draws import Draw
+from tacit.sampling.parts import whole
 from tacit.sampling.source import check_source
 
 
@@ -58,6 +59,7 @@ class EpochSampling(Sampling):
         Raises:
             SamplingError: see :func:`tacit.sampling.check_source`.
         """
+        loader = whole(loader)
         records = check_source(loader, poisson=False)
         size = loader.batch_size
         assert size is not None  # check_source refuses it

@@ -12,6 +12,7 @@ from tacit.accounting.checks import checked_count, checked_rate
 from tacit.accounting.releases import PoissonRelease, Release
 from tacit.sampling.base import Sampling, check_some
 from tacit.sampling.draws import Draw
+from tacit.sampling.parts import whole
 from tacit.sampling.source import check_source
 
 _BITS = 63
@@ -98,11 +99,13 @@ class PoissonSampling(Sampling):
         """The Poisson sampling that replaces an ordinary loader.
 
         sample_rate = 1 / len(loader) and steps_per_epoch = len(loader), so that a record is met once
-        per epoch in expectation; the expected batch is records / len(loader).
+        per epoch in expectation; the expected batch is records / len(loader). With several processes
+        len(loader) is taken at the batch size of all of them together; see :func:`tacit.sampling.whole`.
 
         Raises:
             SamplingError: see :func:`tacit.sampling.check_source`.
         """
+        loader = whole(loader)
         records = check_source(loader, poisson=True)
         steps = len(loader)
         return cls(records=records, sample_rate=1.0 / steps, steps_per_epoch=steps)

@@ -111,8 +111,8 @@ def _check_order(sampler: object, records: int) -> None:
     ways_out = {
         WeightedRandomSampler: "Use tacit.sampling.WeightedPoissonSampling with public weights, or weigh the loss.",
         SubsetRandomSampler: "Use torch.utils.data.Subset(dataset, indices) with shuffle=True instead.",
-        DistributedSampler: "Training on several devices comes later; pass a DataLoader without a "
-        "DistributedSampler and train in one process.",
+        DistributedSampler: "Use torch's own DistributedSampler, or shuffle=True: the private loader parts batches "
+        "among processes by itself.",
     }
     way_out = "Leave sampler= out; use shuffle=True, or torch.utils.data.Subset to train on a part."
     for kind, words in ways_out.items():

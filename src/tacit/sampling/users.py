@@ -16,6 +16,7 @@ from tacit.errors import ConfigurationError
 from tacit.sampling.base import Sampling, check_some
 from tacit.sampling.draws import Draw
 from tacit.sampling.fixed import random_part
+from tacit.sampling.parts import whole
 from tacit.sampling.poisson import poisson_batch
 from tacit.sampling.source import check_source
 
@@ -69,6 +70,7 @@ class UserPoissonSampling(Sampling):
             SamplingError: see :func:`tacit.sampling.check_source`.
             ConfigurationError: ``users`` does not fit the dataset.
         """
+        loader = whole(loader)
         records = check_source(loader, poisson=True)
         owners = torch.as_tensor(users)
         if owners.dim() != 1 or len(owners) != records:

@@ -15,6 +15,7 @@ from tacit.accounting.releases import PoissonRelease, Release
 from tacit.errors import ConfigurationError
 from tacit.sampling.base import Sampling, check_some
 from tacit.sampling.draws import Draw
+from tacit.sampling.parts import whole
 from tacit.sampling.poisson import inclusion_threshold, random_bits
 from tacit.sampling.source import check_source
 
@@ -63,6 +64,7 @@ class WeightedPoissonSampling(Sampling):
             SamplingError: see :func:`tacit.sampling.check_source`.
             ConfigurationError: the weights do not fit the dataset, or a rate would be above 1.
         """
+        loader = whole(loader)
         records = check_source(loader, poisson=True)
         given = torch.as_tensor(weights, dtype=torch.float64)
         if given.shape != (records,) or not bool((given >= 0).all()) or float(given.sum()) <= 0:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import LBFGS, Optimizer
 
-from tacit.distributed import is_data_parallel, world_size
+from tacit.distributed import is_sharded
 from tacit.errors import ConfigurationError, MixingError
 
 
@@ -17,7 +17,7 @@ def check_attachable(module: nn.Module, optimizer: Optimizer) -> dict[str, nn.Pa
     Raises:
         ConfigurationError: they are of the wrong kind, do not belong together, or are private already.
         MixingError: batch normalization in train mode.
-        NotImplementedError: several processes.
+        NotImplementedError: parameters spread over processes; torch.compile.
     """
     if not isinstance(module, nn.Module):
         raise ConfigurationError(f"module is a {type(module).__name__}, not an nn.Module.")
@@ -48,9 +48,10 @@ def _check_wrappers(module: nn.Module) -> None:
         raise ConfigurationError(
             "nn.DataParallel runs copies of the model whose parameters are not the optimizer's. Pass the model inside."
         )
-    if is_data_parallel(module) or world_size() > 1:
+    if is_sharded(module):
         raise NotImplementedError(
-            "training in several processes is not supported yet: each would add noise of its own. Train in one."
+            "parameters that are spread over processes (FSDP, tensor parallelism) are not supported yet. Use "
+            "DistributedDataParallel, or train in one process."
         )
     compiled = any(m._compiled_call_impl is not None for m in module.modules())
     if compiled or isinstance(module, torch._dynamo.OptimizedModule):

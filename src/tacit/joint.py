@@ -1,0 +1,139 @@
+"""One run of several processes: what they compare before it, and before each release."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Subset, TensorDataset
+
+from tacit.accounting import Accountant, Release
+from tacit.accounting.events import counted
+from tacit.distributed import Group
+from tacit.entropy import drawn_key
+from tacit.errors import ConfigurationError
+from tacit.ledger import Ledger
+from tacit.ledger_copy import Book, LedgerCopy
+from tacit.plan import PrivacyPlan
+
+_OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def plan_facts(plan: PrivacyPlan) -> dict[str, object]:
+    """What decides ε, by name."""
+    sampling = plan.sampling
+    return {
+        "noise_multiplier": plan.noise_multiplier,
+        "max_grad_norm": plan.max_grad_norm,
+        "clipping": plan.clipping,
+        "loss_reduction": plan.loss_reduction,
+        "number of records": sampling.records,
+        "sampling": sampling.description,
+        "expected batch size": sampling.expected_batch_size,
+        "batches per epoch": sampling.steps_per_epoch,
+    }
+
+
+def run_facts(accountant: Accountant, parameters: Mapping[str, nn.Parameter]) -> dict[str, object]:
+    """What else must be the same in all processes before a run begins, by name."""
+    shapes = {f"parameter {name!r}": (tuple(p.shape), p.dtype, p.requires_grad) for name, p in parameters.items()}
+    return {
+        "version of tacit": version("tacit"),
+        "version of torch": torch.__version__,
+        "vector functions of the processor": torch.backends.cpu.get_cpu_capability(),  # they make the noise
+        "accountant": (accountant.mechanism(), accountant.wanted_adjacency),
+        "releases so far": sorted(map(repr, counted(accountant.history).items())),
+        "private parameters": len(parameters),
+        **shapes,
+    }
+
+
+def data_facts(dataset: object) -> dict[str, object]:
+    """What is easily told of a data set: enough to find that processes have different parts of one.
+
+    Of all other kinds only the number of records is compared; see docs/distributed.md.
+    """
+    if isinstance(dataset, Subset):
+        indices = hashlib.sha256(repr(list(dataset.indices)).encode()).hexdigest()[:16]
+        return {"indices of the Subset": indices, **data_facts(dataset.dataset)}
+    if isinstance(dataset, TensorDataset):
+        return {f"tensor {place} of the data set": _digest(one) for place, one in enumerate(dataset.tensors)}
+    return {"kind of data set": type(dataset).__qualname__}
+
+
+def _digest(value: Tensor) -> str:
+    """Of a large tensor about 2¹⁶ numbers, evenly spread."""
+    flat = value.detach().reshape(-1)
+    some = flat[:: max(1, flat.numel() // 2**16)].cpu().contiguous()
+    content = some.view(torch.uint8).numpy().tobytes() if some.numel() else b""
+    return f"{tuple(value.shape)} {value.dtype} {hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def shared_key(group: Group, generator: torch.Generator | None) -> bytes | None:
+    """A secret that all processes know, and nobody else; None for one process alone.
+
+    Process 0 draws it and sends it to the others as they are connected: who can listen to that, or looks into the
+    memory of any of them, knows the noise. All draw, so that equal generators stay equal.
+    """
+    if group.count == 1:
+        return None
+    mine = drawn_key(generator)
+    return group.from_first(lambda: mine)
+
+
+def open_ledger(
+    ledger: str | Path | Ledger | None, accountant: Accountant, known: Path | None, group: Group
+) -> Book | None:
+    """Open a ledger, in process 0; the accountants then know of all that is in it.
+
+    Args:
+        ledger: the file, or the ledger.
+        accountant: what this engine knows of.
+        known: the file that its releases are in.
+        group: the processes.
+    """
+    if ledger is None:
+        return None
+    opened: list[Ledger] = []
+
+    def first() -> tuple[Path, list[tuple[Release, int]]]:
+        book = ledger if isinstance(ledger, Ledger) else Ledger(ledger)
+        path, history = book.path.resolve(), book.history()
+        missing = counted(accountant.history) - counted(history)
+        if accountant.steps and (known != path or missing):
+            raise ConfigurationError(
+                f"this engine has made {accountant.steps} releases, of which some are not in {book.path}: its "
+                "epsilon would leave them out. Use a new PrivacyEngine, or the ledger from the first run on."
+            )
+        opened.append(book)
+        return path, history
+
+    path, history = group.from_first(first)
+    accountant.replace(history)
+    return opened[0] if opened else LedgerCopy(path, history)
+
+
+class Checksums:
+    """Sums over the bits of parameters: equal where the parameters are, to the last bit.
+
+    All are looked at in the first step, then one in each: processes that have drifted apart do not train on unnoticed.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._parameters = dict(parameters)
+        self._steps = 0
+
+    def facts(self) -> dict[str, object]:
+        names = list(self._parameters)
+        if self._steps:
+            names = [names[self._steps % len(names)]]
+        self._steps += 1
+        return {f"bits of the parameter {name!r}": _checksum(self._parameters[name]) for name in names}
+
+
+def _checksum(value: Tensor) -> int:
+    return int(value.detach().view(_OF_SIZE[value.dtype.itemsize]).sum(dtype=torch.int64))

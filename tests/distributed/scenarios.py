@@ -1,0 +1,404 @@
+"""What the processes of these tests do: each function gets its rank and the number of processes."""
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from tacit import BatchMemoryManager, Ledger, PrivacyEngine
+from tacit.accounting.releases import PoissonRelease
+from tacit.errors import BudgetError, ConfigurationError, LedgerError
+from tacit.sampling import UserPoissonSampling
+
+CLASSES, BOUND = 3, 0.3
+
+
+class Unused(nn.Module):
+    """A multilayer perceptron with a parameter that has no part in the loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, CLASSES))
+        self.idle = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class Checkpointed(nn.Module):
+    """A multilayer perceptron whose first part is recomputed in the backward."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.net = nn.Sequential(nn.Linear(6, 7), nn.Tanh())
+        self.last = nn.Linear(7, CLASSES)
+        self.reentrant = reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(checkpoint(self.net, self.first(x), use_reentrant=self.reentrant))
+
+
+MODELS = {
+    "mlp": lambda: nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, CLASSES)),
+    "conv": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8, CLASSES)
+    ),
+    "unused": Unused,
+    "checkpointed": lambda: Checkpointed(False),
+    "reentrant": lambda: Checkpointed(True),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run.
+
+    Attributes:
+        model: one of ``MODELS``.
+        mode: grad_sample_mode.
+        wrap: "before" or "after" make_private.
+        pieces: "whole", "no_sync" (three backwards, of which the last is averaged), "manager", or "synced" (two
+            forwards and backwards, both averaged).
+        ddp: arguments of DistributedDataParallel.
+        batch: records per process and batch.
+    """
+
+    model: str = "mlp"
+    mode: str = "auto"
+    wrap: str = "before"
+    pieces: str = "whole"
+    ddp: dict[str, Any] = field(default_factory=dict)
+    batch: int = 4
+    records: int = 30
+    noise: float = 0.0
+    sampling: str = "poisson"
+    reduction: str = "mean"
+    parted: bool = False
+    epochs: int = 1
+    clipping: str = "flat"
+    to_none: bool = True
+    memory_budget: int | None = None
+
+
+def data(records: int) -> TensorDataset:
+    torch.manual_seed(0)
+    return TensorDataset(
+        torch.randn(records, 6, dtype=torch.float64), torch.randint(0, CLASSES, (records,)), torch.arange(records)
+    )
+
+
+def model_of(name: str, seed: int = 1) -> nn.Module:
+    torch.manual_seed(seed)
+    return MODELS[name]().double()
+
+
+def loader_of(case: Case) -> DataLoader[Any]:
+    records = data(case.records)
+    sampler = DistributedSampler(records) if case.parted else None
+    generator = torch.Generator().manual_seed(5)
+    return DataLoader(records, batch_size=case.batch, sampler=sampler, generator=generator)
+
+
+def made(case: Case, **more: Any) -> tuple[Any, ...]:
+    """A private run of this process: engine, plain model, callable model, optimizer, loader, criterion."""
+    plain = model_of(case.model)
+    model: Any = DistributedDataParallel(plain, **case.ddp) if case.wrap == "before" else plain
+    engine = more.pop("engine", None) or PrivacyEngine()
+    settings = {"noise_multiplier": case.noise, "max_grad_norm": BOUND, "sampling": case.sampling} | more
+    _, optimizer, loader, *rest = engine.make_private(
+        module=model,
+        optimizer=torch.optim.SGD(plain.parameters(), lr=0.5),
+        data_loader=loader_of(case),
+        grad_sample_mode=case.mode,
+        loss_reduction=case.reduction,
+        clipping=case.clipping,
+        memory_budget=case.memory_budget,
+        **settings,
+    )
+    if case.wrap == "after":
+        model = DistributedDataParallel(plain, **case.ddp)
+    criterion = rest[0] if rest else nn.CrossEntropyLoss(reduction=case.reduction)
+    return engine, plain, model, optimizer, loader, criterion
+
+
+def batches(case: Case, loader: Any, optimizer: Any) -> Iterator[Any]:
+    for _ in range(case.epochs):
+        if case.pieces == "manager":
+            with BatchMemoryManager(data_loader=loader, max_physical_batch_size=2, optimizer=optimizer) as physical:
+                yield from physical
+        else:
+            yield from loader
+
+
+def backward(case: Case, model: Any, criterion: Any, x: Tensor, y: Tensor) -> None:
+    if case.pieces == "synced":
+        half = len(x) // 2
+        for part in (slice(0, half), slice(half, None)):
+            criterion(model(x[part]), y[part]).backward()
+        return
+    pieces = 3 if case.pieces == "no_sync" else 1
+    parts = list(zip(x.chunk(pieces), y.chunk(pieces), strict=True))
+    for number, (part_x, part_y) in enumerate(parts, 1):
+        with nullcontext() if number == len(parts) else model.no_sync():
+            criterion(model(part_x), part_y).backward()
+
+
+def gradients(rank: int, world: int, case: Case) -> list[Any]:
+    """Train; for each step the records of this process, the weights before it and the released gradient."""
+    engine, plain, model, optimizer, loader, criterion = made(case)
+    steps, rows = [], []
+    for x, y, index in batches(case, loader, optimizer):
+        optimizer.zero_grad(set_to_none=case.to_none)
+        before = {name: p.detach().clone() for name, p in plain.named_parameters()}
+        backward(case, model, criterion, x, y)
+        rows += index[: len(index) - engine._attached.session.padding].tolist()
+        releases = engine.accountant.steps
+        optimizer.step()
+        if engine.accountant.steps > releases:
+            released = {name: p.grad.clone() for name, p in plain.named_parameters()}
+            steps.append((rows, before, released))
+            rows = []
+    return [steps, engine.plan.sampling.expected_batch_size, engine.get_epsilon(1e-5)]
+
+
+def around(rank: int, world: int, path: str) -> dict[str, Any]:
+    """What an engine offers besides training: checks, statistics, checkpoints, detaching."""
+    found: dict[str, Any] = {}
+    case = Case(noise=1.0, batch=8)
+    engine, plain, model, optimizer, loader, _ = made(case)
+    x, y, _ = next(iter(loader))
+    loss = lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1])  # noqa: E731
+    records = data(30)[:6]
+    found["check"] = engine.check(loss, records[:2]).ok
+    loss(model, (x, y)).backward()
+    optimizer.step()
+    found["stats"] = engine.stats.samples, engine.gather_stats().samples, len(engine.gather_stats().norms)
+    found["first step"] = engine.first_step.noisy
+    if rank == 0:
+        engine.save_checkpoint(path, module=model, optimizer=optimizer)
+    dist.barrier()
+    engine.detach()
+    model.zero_grad()
+    loss(model, (records[0][:4], records[1][:4])).backward()  # plain training goes on, with DDP's own mean
+    found["plain"] = [p.grad.clone() for p in plain.parameters()]
+
+    resumed, fresh, wrapped, optimizer, loader, _ = made(case)
+    resumed.load_checkpoint(path, module=wrapped, optimizer=optimizer)
+    found["resumed"] = resumed.accountant.steps
+    found["same"] = all(torch.equal(p, q) for p, q in zip(plain.parameters(), fresh.parameters(), strict=True))
+    for x, y, _ in loader:
+        optimizer.zero_grad()
+        loss(wrapped, (x, y)).backward()
+        optimizer.step()
+    found["end"] = resumed.accountant.steps
+
+    model.zero_grad(set_to_none=True)
+    again = PrivacyEngine()  # the same DDP object once more
+    _, optimizer, loader = again.make_private(
+        module=model,
+        optimizer=torch.optim.SGD(plain.parameters(), lr=0.5),
+        data_loader=loader_of(case),
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+    )
+    x, y, _ = next(iter(loader))
+    loss(model, (x, y)).backward()
+    optimizer.step()
+    found["again"] = again.accountant.steps
+    return found
+
+
+def set_up_too_late(rank: int, world: int) -> str:
+    dist.destroy_process_group()
+    plain = model_of("mlp")
+    _, _, loader = PrivacyEngine().make_private(
+        module=plain,
+        optimizer=torch.optim.SGD(plain.parameters(), lr=0.5),
+        data_loader=loader_of(Case()),
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+    )
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    x, _, _ = next(iter(loader))
+    try:
+        DistributedDataParallel(plain)(x)
+    except ConfigurationError as error:
+        return str(error)
+    return "nothing was raised"
+
+
+def collectives(rank: int, world: int, case: Case) -> tuple[list[list[str]], list[int]]:
+    """Which collectives each step runs, and how many records it has in this process."""
+    ran: list[str] = []
+    for name in ("all_reduce", "all_gather", "all_gather_object", "broadcast_object_list"):
+        setattr(dist, name, _noted(getattr(dist, name), name, ran))
+    _, _, model, optimizer, loader, criterion = made(case)
+    steps, sizes = [], []
+    for x, y, _ in batches(case, loader, optimizer):
+        ran.clear()
+        optimizer.zero_grad()
+        backward(case, model, criterion, x, y)
+        optimizer.step()
+        steps.append(list(ran))
+        sizes.append(len(x))
+    return steps, sizes
+
+
+def _noted(function: Callable[..., Any], name: str, ran: list[str]) -> Callable[..., Any]:
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        ran.append(name)
+        return function(*args, **kwargs)
+
+    return noted
+
+
+def users(rank: int, world: int) -> tuple[list[Any], float]:
+    """Batches of users: for each step who is in it, the weights before it and the released gradient."""
+    plain = model_of("mlp")
+    model = DistributedDataParallel(plain)
+    records = data(30)
+    loader = DataLoader(records, batch_size=6)
+    sampling = UserPoissonSampling.from_loader(loader, users=torch.arange(30) // 3, most=2)
+    engine = PrivacyEngine()
+    _, optimizer, private = engine.make_private(
+        module=model,
+        optimizer=torch.optim.SGD(plain.parameters(), lr=0.5),
+        data_loader=loader,
+        sampling=sampling,
+        noise_multiplier=0.0,
+        max_grad_norm=BOUND,
+    )
+    steps = []
+    for x, y, index in private:
+        optimizer.zero_grad()
+        before = {name: p.detach().clone() for name, p in plain.named_parameters()}
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        steps.append((index.tolist(), before, [p.grad.clone() for p in plain.parameters()]))
+    return steps, sampling.expected_batch_size
+
+
+def several(rank: int, world: int, cases: list[Case]) -> list[Any]:
+    return [gradients(rank, world, case) for case in cases]
+
+
+def noise(rank: int, world: int, steps: int) -> tuple[Tensor, float]:
+    """What is released of gradients that are all zero."""
+    torch.manual_seed(rank)
+    plain = nn.Linear(40, 25)
+    model = DistributedDataParallel(plain)
+    engine = PrivacyEngine()
+    _, optimizer, loader = engine.make_private(
+        module=model,
+        optimizer=torch.optim.SGD(plain.parameters(), lr=0.1),
+        data_loader=DataLoader(TensorDataset(torch.zeros(30, 40)), batch_size=15),
+        noise_multiplier=1.3,
+        max_grad_norm=0.7,
+        sampling="full-batch",
+    )
+    released = []
+    for _ in range(steps):
+        ((x,),) = loader
+        optimizer.zero_grad()
+        (model(x) * 0.0).mean().backward()
+        optimizer.step()
+        released.append(torch.cat([p.grad.flatten().double() for p in plain.parameters()]))
+    return torch.stack(released), 1.3 * 0.7 / engine.plan.sampling.expected_batch_size
+
+
+def accounts(rank: int, world: int, path: str) -> dict[str, Any]:
+    """A run with a ledger, in which another run writes in between; a budget that ends it, and one failure to write."""
+    engine, plain, model, optimizer, loader, criterion = made(Case(noise=2.0), ledger=path)
+    found: dict[str, Any] = {"path": str(engine.plan and engine._attached.ledger.path)}
+
+    def step() -> None:
+        x, y, _ = next(iter(loader))
+        optimizer.zero_grad()
+        criterion(model(x), y).backward()
+        optimizer.step()
+
+    step()
+    if rank == 0:
+        other = Ledger(path)
+        other.begin(records=30, sampler="another", noise="another")
+        other.record(PoissonRelease(5.0, 0.5, 1))
+        other.close()
+    step()
+    found["history"] = engine.accountant.history
+    found["epsilon"] = engine.get_epsilon(1e-5)
+    found["releases"] = engine._attached.ledger.releases
+    engine.budget(found["epsilon"] * 1.6, 1e-5)
+    found["remaining"] = engine.remaining_steps
+    try:
+        for _ in range(found["remaining"] + 1):
+            step()
+    except BudgetError as error:
+        found["budget"] = str(error)
+    before = [p.detach().clone() for p in plain.parameters()]
+    engine.budget(1000.0, 1e-5)
+    if rank == 0:
+        engine._attached.ledger.close()
+    try:
+        step()
+    except LedgerError as error:
+        found["ledger"] = str(error)
+    found["unmoved"] = all(torch.equal(p, q) for p, q in zip(plain.parameters(), before, strict=True))
+    found["end"] = engine.accountant.steps
+    return found
+
+
+def calibrated(rank: int, world: int) -> tuple[float, float]:
+    """The noise for a target, and epsilon after the planned run."""
+    plain = model_of("mlp")
+    model = DistributedDataParallel(plain)
+    engine = PrivacyEngine()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # 30 records are few for this δ
+        _, optimizer, loader = engine.make_private_with_epsilon(
+            module=model,
+            optimizer=torch.optim.SGD(plain.parameters(), lr=0.1),
+            data_loader=loader_of(Case(parted=True)),
+            target_epsilon=3.0,
+            target_delta=1e-2,
+            max_grad_norm=1.0,
+            epochs=2,
+        )
+    for _ in range(2):
+        for x, y, _ in loader:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    return engine.noise_multiplier, engine.get_epsilon(1e-2)
+
+
+def stops(rank: int, world: int, how: str) -> str:
+    """Process 1 stops in the second step; what the other says."""
+    _, _, model, optimizer, loader, criterion = made(Case(noise=1.0))
+    try:
+        for number, (x, y, _) in enumerate(loader):
+            optimizer.zero_grad()
+            loss = criterion(model(x), y)
+            if rank and number and how == "in backward":
+                raise RuntimeError("out of memory")
+            loss.backward()
+            if rank and number and how == "in step":
+                raise RuntimeError("out of memory")
+            if rank and number and how == "hangs":
+                time.sleep(9)
+                return "slept"
+            optimizer.step()
+    except RuntimeError as error:
+        if rank:
+            raise
+        return f"{type(error).__name__}: {error}"
+    return "nothing was raised"
