@@ -98,6 +98,10 @@ class ViewSlot(Slot):
     def __init__(self, source: Slot) -> None:
         self._source = source
 
+    @property
+    def deferred(self) -> bool:
+        return self._source.deferred
+
     def record(self, use: Use) -> None:
         self._source.record(use.transposed())
 
@@ -108,6 +112,10 @@ class ReshapedSlot(Slot):
     def __init__(self, source: Slot, shape: torch.Size) -> None:
         self._source = source
         self._shape = shape
+
+    @property
+    def deferred(self) -> bool:
+        return self._source.deferred
 
     def record(self, use: Use) -> None:
         self._source.record(use.reshaped(self._shape))
@@ -120,6 +128,10 @@ class StackSlot(Slot):
         self._source = source
         self._number = number
         self._count = count
+
+    @property
+    def deferred(self) -> bool:
+        return self._source.deferred
 
     def record(self, use: Use) -> None:
         if isinstance(use, Outer) and len(use.shape) == 2:
@@ -137,6 +149,10 @@ class RowsSlot(Slot):
         self._source = source
         self._first = first
         self._rows = rows
+
+    @property
+    def deferred(self) -> bool:
+        return self._source.deferred
 
     def record(self, use: Use) -> None:
         self._source.record(use.placed(self._first, self._rows))

@@ -11,13 +11,27 @@ import functools
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from torch import nn
+from torch._C._dynamo import eval_frame
+
+_INLINED = (
+    "a private model runs within a compiled function: it makes a graph of its own. Compile the model itself, after "
+    "make_private(), or pass the compiled model to make_private()."
+)
 
 
 class Gatekeeper(Protocol):
     """What an entrance asks when it is called."""
 
+    passing: bool
+    """Whether entrances within a graph that is being traced let calls through."""
+
     def enter(self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
+
+    def enter_compiled(
+        self, entrance: Entrance, callback: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[bool, Any]: ...
 
 
 class Entrance:
@@ -38,7 +52,26 @@ class Entrance:
         self._keeper = keeper
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._keeper.enter(self, args, kwargs)
+        # Dynamo does not begin a graph here (see below), but inlines this into one.
+        if torch.compiler.is_dynamo_compiling():
+            if self._keeper.passing:
+                return self.inner(*args, **kwargs)
+            torch._dynamo.graph_break(msg=_INLINED)
+        callback = eval_frame.get_eval_frame_callback()
+        if callback is None or callback is False:
+            return self._keeper.enter(self, args, kwargs)
+        eval_frame.set_eval_frame(None)
+        try:
+            done, out = self._keeper.enter_compiled(self, callback, args, kwargs)
+        finally:
+            eval_frame.set_eval_frame(callback)
+        if done:
+            return out
+        passing, self._keeper.passing = self._keeper.passing, True
+        try:
+            return self.inner(*args, **kwargs)
+        finally:
+            self._keeper.passing = passing
 
     def install(self) -> None:
         self.module.__dict__["forward"] = self
@@ -57,3 +90,10 @@ class Entrance:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (self.module, "forward")
+
+
+# The frame that torch.compile(model) begins with: it is run as it is, and calls what becomes a graph.
+eval_frame.set_code_exec_strategy(
+    Entrance.__call__.__code__,
+    eval_frame._FrameExecStrategy(eval_frame._FrameAction.SKIP, eval_frame._FrameAction.DEFAULT),
+)

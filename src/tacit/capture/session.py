@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tacit.capture.compiled import Regions
 from tacit.capture.contact import Frame, Names
 from tacit.capture.entrance import Entrance
 from tacit.capture.gates import make_carrier, tie
@@ -59,6 +60,8 @@ class Session:
         others = {name: p for name, p in module.named_parameters() if name not in self.parameters}
         self._runner = Runner(Names(dict(self.parameters), dict(others)), self._state_at, apart=apart)
         self._recomputation = Recomputation(self._runner)
+        self.passing = False
+        self._regions = Regions(self._runner.capture.names, self._let_pass)
         self._at_hand = at_hand
         self._addresses: dict[int, str] | None = None
         self.synthetic = False
@@ -89,6 +92,9 @@ class Session:
         """The pass whose forward ran and whose backward did not, and its carrier."""
         return None if self._current is None else self._current[:2]
 
+    def _let_pass(self, passing: bool) -> None:
+        self.passing = passing
+
     def forget(self) -> None:
         """Let the next forward begin a new pass."""
         self._current = None
@@ -110,7 +116,7 @@ class Session:
         if frame is not None:
             return self._recomputation.watch(frame, entrance, args, kwargs)
         if torch.compiler.is_compiling():
-            raise NotImplementedError("torch.compile is not supported yet: call the original model.")
+            raise NotImplementedError("a private model cannot be exported or traced: detach() it first.")
         if not (self.enabled and torch.is_grad_enabled()):
             self._recomputation.note(entrance)
             return entrance.inner(*args, **kwargs)
@@ -121,7 +127,26 @@ class Session:
             return self._recomputation.run(entrance, args, kwargs, self._device)
         return self._outermost(entrance, args, kwargs)
 
-    def _outermost(self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def enter_compiled(
+        self, entrance: Entrance, callback: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[bool, Any]:
+        """Run a module that torch.compile calls.
+
+        Returns:
+            Whether it was run, and what it returned: if not, the compiler may have it, as it is.
+        """
+        within = self._runner.capture.frame is not None or self._runner.capture.apart or current_task() != -1
+        if not within and not (self.enabled and torch.is_grad_enabled() and entrance.module.training):
+            if self.enabled and torch.is_grad_enabled():
+                self.guard.unwatched_forward = entrance.path
+            return False, None
+        if within:
+            return True, self.enter(entrance, args, kwargs)
+        return True, self._outermost(entrance, args, kwargs, callback)
+
+    def _outermost(
+        self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any], callback: Any = None
+    ) -> Any:
         refuse_batch_counts(kwargs, entrance.path)
         tensors = list(tensors_in((args, kwargs)))
         samples = self._samples(entrance, tensors)
@@ -143,7 +168,11 @@ class Session:
             for value in batch:
                 set_mark(value, Mark(Layout(run.samples, self._batch_dim if value.dim() > self._batch_dim else 0)))
             self._recomputation.remember(entrance, run, args, kwargs)
-            out = self._runner.until_it_fits(Frame(run, carrier), entrance, args, kwargs, self._device)
+            frame = Frame(run, carrier)
+            if callback is None or samples == 0:
+                out = self._runner.until_it_fits(frame, entrance, args, kwargs, self._device)
+            else:
+                out = self._regions.run(callback, frame, entrance, batch, self._batch_dim, args, kwargs, lambda: self._runner.until_it_fits(frame, entrance, args, kwargs, self._device))
             if run.plain_only:
                 out = map_tensors(lambda value: _keep_mark(value, tie(carrier, value)), out)
         finally:
@@ -239,15 +268,15 @@ class Session:
         run.inputs.clear()
         return clipped
 
-    def _state_at(self, address: int) -> str | None:
-        """The name of the parameter or buffer whose storage is at ``address``."""
+    def _state_at(self, tensor: Tensor) -> str | None:
+        """The name of the parameter or buffer whose storage a tensor is in."""
         if self._addresses is None:
             self._addresses = {
                 value.untyped_storage().data_ptr(): f"{entrance.path}.{name}"
                 for entrance in self._entrances
                 for name, value in _state_of(entrance.module)
             }
-        return self._addresses.get(address)
+        return self._addresses.get(tensor.untyped_storage().data_ptr())
 
 
 def _state_of(module: nn.Module) -> list[tuple[str, Tensor]]:

@@ -26,6 +26,11 @@ class Slot(ABC):
         """Whether rows of the parameter were looked up in this pass: another use is joined with those."""
         return False
 
+    @property
+    def deferred(self) -> bool:
+        """Whether uses leave a graph as tensors: a rule then records what it has and forms nothing dense of it."""
+        return False
+
     def looked_up(self) -> None:  # noqa: B027  only the parameter itself can be a table
         """Rows of the parameter are looked up in this forward."""
 

@@ -56,7 +56,8 @@ class ConvFunction(torch.autograd.Function):
         _, x, weight = ctx.saved_tensors
         geometry, layout, weight_slot, bias_slot, dtype = ctx.settings
         if weight_slot is not None:
-            weight_slot.record(weight_use(x, g, weight, geometry, layout))
+            form = _undecided if weight_slot.deferred else weight_use
+            weight_slot.record(form(x, g, weight, geometry, layout))
         if bias_slot is not None:
             bias_slot.record(Dense(layout.rows_of(g.flatten(2).sum(2)).sum(1)))
         gradient = None
@@ -78,15 +79,23 @@ def weight_use(x: Tensor, g: Tensor, weight: Tensor, geometry: Geometry, layout:
     return forms[chosen]()
 
 
+def _undecided(x: Tensor, g: Tensor, weight: Tensor, geometry: Geometry, layout: Layout) -> Use:
+    """What :func:`weight_use` decides on later; whole gradients at once where a sample has several rows."""
+    if layout.samples == x.shape[0]:
+        return Patches(x, g, weight.shape, geometry)
+    return _whole(x, g, weight.shape, geometry, layout)
+
+
+def _whole(x: Tensor, g: Tensor, shape: torch.Size, geometry: Geometry, layout: Layout) -> Use:
+    rows = row_gradients(x, g, shape, geometry)
+    return Dense(layout.split(rows).reshape(layout.samples, -1, *shape).sum(1))
+
+
 def _forms(x: Tensor, g: Tensor, shape: torch.Size, geometry: Geometry, layout: Layout) -> dict[str, Callable[[], Use]]:
     """The forms that a use may take: whole gradients of single samples; patches, copied; input and output gradient.
 
     Those that need much more memory than another one are not tried.
     """
-
-    def grouped() -> Use:
-        rows = row_gradients(x, g, shape, geometry)
-        return Dense(layout.split(rows).reshape(layout.samples, -1, *shape).sum(1))
 
     def unfolded() -> Use:
         patches, rows = unfold(x, shape[2:], geometry), g.flatten(2).transpose(1, 2)
@@ -94,7 +103,7 @@ def _forms(x: Tensor, g: Tensor, shape: torch.Size, geometry: Geometry, layout: 
 
     positions = prod(g.shape[2:])
     sizes = {"grouped": shape.numel()}
-    forms: dict[str, Callable[[], Use]] = {"grouped": grouped}
+    forms: dict[str, Callable[[], Use]] = {"grouped": lambda: _whole(x, g, shape, geometry, layout)}
     if geometry.groups == 1:
         sizes["unfolded"], forms["unfolded"] = positions * prod(shape[1:]), unfolded
     # On a GPU a convolution may run in TF32 where the product of Gram matrices does not: norm and sum would differ.

@@ -41,19 +41,30 @@ class LinearFunction(torch.autograd.Function):
         _, x, weight = ctx.saved_tensors
         flipped, layout, weight_slot, bias_slot, dtype = ctx.settings
         if weight_slot is not None:
-            rows = layout.rows_of(x), layout.rows_of(g)
-            # A tied head is joined with its table, which needs its two factors.
-            tied = weight_slot.table
-            use = (
-                Outer(*rows, weight.shape, flipped=flipped) if tied else outer_use(*rows, weight.shape, flipped=flipped)
-            )
-            weight_slot.record(use)
+            record_outer(weight_slot, layout.rows_of(x), layout.rows_of(g), weight.shape, flipped=flipped)
         if bias_slot is not None:
             bias_slot.record(Dense(layout.rows_of(g).sum(1)))
         gradient = None
         if ctx.needs_input_grad[1]:
             gradient = (g @ (weight.t() if flipped else weight)).to(dtype)
         return None, gradient, None, None, None, None, None, None
+
+
+def record_outer(
+    slot: Slot,
+    a: Tensor,
+    g: Tensor,
+    shape: torch.Size,
+    *,
+    flipped: bool = False,
+    gram: Gram | None = None,
+    sharing: int = 1,
+) -> None:
+    """Record :func:`outer_use`; or the two factors, where they are joined with a table, or decided on later."""
+    if slot.table or slot.deferred:
+        slot.record(Outer(a, g, shape, flipped=flipped, gram=gram))
+    else:
+        slot.record(outer_use(a, g, shape, flipped=flipped, gram=gram, sharing=sharing))
 
 
 def outer_use(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tacit.rules.broadcast import per_sample
 from tacit.rules.contact import SENTINEL, Contact, Slot, refuse_double_backward
-from tacit.rules.linear import outer_use
+from tacit.rules.linear import record_outer
 from tacit.rules.recurrent_cells import Cell, GruCell, LstmCell, PlainCell, Sequences, Weights
 from tacit.rules.registry import rule_for
 from tacit.uses import Dense, Gram, Layout
@@ -69,7 +69,7 @@ class RecurrentFunction(torch.autograd.Function):
                 error = layout.rows_of(errors.projected[1]) if error is None else error
                 shared = gram if error is of_input else None
                 shape = getattr(weights, name).shape
-                slot.record(outer_use(read(), error, shape, gram=shared, sharing=1 if shared is None else 2))
+                record_outer(slot, read(), error, shape, gram=shared, sharing=1 if shared is None else 2)
         total = of_input.sum(1)
         for name, error in (("b_ih", total), ("b_hh", total if gram is not None else of_state.sum(1))):
             slot = by_name.get(name)

@@ -1,0 +1,209 @@
+"""Runs the graph that dynamo made of a forward, under the capture, once more: call by call, as the module would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.node import Argument, Target
+
+from tacit.capture.compiled.parts import Kind
+from tacit.capture.compiled.recorder import Inside, Recorder
+from tacit.capture.contact import Frame, Names
+from tacit.capture.inputs import refuse_mixed_outputs
+from tacit.capture.marks import Mark, mark_of, set_mark, tensors_in
+from tacit.capture.mode import Capture
+from tacit.capture.passes import Pass
+from tacit.errors import LayoutError, LeakError, NoRuleError
+from tacit.uses import Layout
+
+CHECKPOINT = "tag_activation_checkpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What one input of a graph is.
+
+    Attributes:
+        kind: ``"private"`` (a parameter that the optimizer steps), ``"batch"``, ``"constant"`` or ``"number"``.
+        name: the name of the parameter.
+        dim: where the batch is.
+    """
+
+    kind: str
+    name: str = ""
+    dim: int = 0
+
+
+@dataclass(slots=True)
+class Seen:
+    """What one replay found out.
+
+    Attributes:
+        outputs: what the graph returns.
+        marks: the mark of each output.
+        contacts: how many uses of each parameter were promised.
+        tables: parameters of which rows were looked up.
+    """
+
+    outputs: tuple[Any, ...]
+    marks: list[Mark | None] = field(default_factory=list)
+    contacts: dict[str, int] = field(default_factory=dict)
+    tables: set[str] = field(default_factory=set)
+
+
+class Replay:
+    """One forward, as a graph.
+
+    Args:
+        graph: what dynamo made of it.
+        roles: what its inputs are.
+        path: the name of the module, for errors.
+    """
+
+    def __init__(self, graph: GraphModule, roles: Sequence[Role], path: str) -> None:
+        self._graph = graph
+        self._roles = list(roles)
+        self._path = path
+
+    def run(self, recorder: Recorder, kinds: list[Kind] | None, slots: Sequence[Tensor], inputs: Sequence[Any]) -> Seen:
+        """Run the forward.
+
+        Args:
+            recorder: takes the uses, in the backward.
+            kinds: what they will be; None if that is still to be found out.
+            slots: what the carrier is made of.
+            inputs: what the graph takes, without graphs of their own behind parameters.
+
+        Raises:
+            PrivacyError: as the capture does.
+        """
+        steps = _Steps(self._graph, self._path)
+        carrier: Tensor = Inside.apply(recorder, kinds, *slots)
+        given, private = self._prepared(inputs)
+        samples = next(v.shape[r.dim] for v, r in zip(inputs, self._roles, strict=True) if r.kind == "batch")
+        run = Pass(samples, _never)
+        run.sink = recorder.take
+        held = {_storage(v) for v, r in zip(given, self._roles, strict=True) if r.kind in ("private", "constant")}
+        capture = Capture(
+            Names(dict(private), {}),
+            lambda tensor: "a parameter or buffer" if _storage(tensor) in held else None,
+            steps.here,
+            lambda _error, _trainable: None,
+        )
+        capture.frame = Frame(run, carrier, traced=True)
+        steps.capture = capture
+        for value, role in zip(given, self._roles, strict=True):
+            if role.kind == "batch":
+                set_mark(value, Mark(Layout(samples, role.dim)))
+        with capture:
+            outputs = steps.run(*given)
+        self._check(outputs, private)
+        marks = [mark_of(value) for value in outputs]
+        return Seen(tuple(outputs), marks, dict(run.contacts), set(run.tables))
+
+    def _prepared(self, inputs: Sequence[Any]) -> tuple[list[Any], list[tuple[str, Tensor]]]:
+        """Parameters become leaves of their own, so that no gradient can reach the real ones but through a slot."""
+        given, private = [], []
+        for value, role in zip(inputs, self._roles, strict=True):
+            if role.kind == "private":
+                value = value.detach().requires_grad_(True)
+                private.append((role.name, value))
+            elif role.kind == "batch":
+                value = value.view_as(value)  # the mark belongs to this replay
+            given.append(value)
+        return given, private
+
+    def _check(self, outputs: Sequence[Any], private: Sequence[tuple[str, Tensor]]) -> None:
+        refuse_mixed_outputs(outputs, self._path)
+        for value in tensors_in(outputs):
+            mark = mark_of(value)
+            if mark is not None and mark.layout is None and not mark.reduced and value.requires_grad:
+                raise LayoutError(
+                    f"an output {tuple(value.shape)} of {self._path} does not show any more, since `{mark.lost}`, which "
+                    "of its numbers belong to which sample. Keep the batch as one dimension, or detach() what is only "
+                    "logged."
+                )
+        self._refuse_leaks(outputs, {id(leaf): name for name, leaf in private})
+
+    def _refuse_leaks(self, outputs: Sequence[Any], leaves: dict[int, str]) -> None:
+        """Follow the outputs' graph down: a parameter there was met by a call that nobody saw."""
+        pending = [value.grad_fn for value in tensors_in(outputs)]
+        seen: set[Any] = set()
+        while pending:
+            node = pending.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            leaf = getattr(node, "variable", None) if node.name().endswith("AccumulateGrad") else None
+            if leaf is not None and id(leaf) in leaves:
+                raise LeakError(
+                    f"an output of the compiled {self._path} depends on the parameter {leaves[id(leaf)]!r} in a way "
+                    "that does not pass the clipping: it was used in a call that was not seen, or an output is computed "
+                    "from parameters alone. Call the original model, which says more."
+                )
+            pending.extend(edge[0] for edge in node.next_functions)
+
+
+def _storage(value: Any) -> int | None:
+    return value.untyped_storage()._cdata if isinstance(value, Tensor) else None
+
+
+def _never(*_: Any) -> Any:
+    raise AssertionError("a traced pass is not clipped")
+
+
+class _Steps(Interpreter):
+    """Runs a graph, and knows which module each call came from."""
+
+    def __init__(self, graph: GraphModule, path: str) -> None:
+        super().__init__(graph)
+        self._path = path
+        self._where = path
+        self.capture: Capture | None = None
+
+    def here(self) -> str:
+        return self._where
+
+    def run_node(self, n: Node) -> Any:
+        stack = n.meta.get("nn_module_stack")
+        if stack:
+            name, kind = next(reversed(stack.values()))
+            self._where = f"{_plain(name) or self._path}, {getattr(kind, '__name__', kind)}.forward"
+        return super().run_node(n)
+
+    def call_function(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Any]) -> Any:
+        if isinstance(target, torch._ops.HigherOrderOperator):
+            if target.name() != CHECKPOINT:
+                raise NoRuleError(
+                    f"`{target.name()}` in {self._where} is an operator with a graph inside, in which uses of "
+                    "parameters cannot be seen. Call the original model, or move it out of the compiled one."
+                )
+            return self._opened(args)
+        return super().call_function(target, args, kwargs)
+
+    def _opened(self, args: tuple[Argument, ...]) -> Any:
+        """Run what a checkpoint would recompute: its parameters must be seen."""
+        body, *inputs = args
+        assert isinstance(body, GraphModule)
+        inner = _Steps(body, self._path)
+        inner._where = self._where
+        return inner.run(*inputs)
+
+    def call_module(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ARG002
+        raise NoRuleError(f"{self._where}: a call of the module {target}, which was not traced.")
+
+
+def _plain(name: Any) -> str:
+    """``L['self']._modules['fc']`` and the like → ``fc``."""
+    found = str(name)
+    for piece in ("L['self'].", "L['inner'].__self__.", "_modules['", "']"):
+        found = found.replace(piece, "")
+    return found
+
+
+HereType = Callable[[], str]
