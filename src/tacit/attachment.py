@@ -29,6 +29,7 @@ from tacit.sampling import DrawLog, Handout, Sampling, private_loader
 from tacit.stats import ClipStats
 from tacit.step import Clipper, Factors, Releaser
 from tacit.uses import WORKSPACE, Use
+from tacit.validation import plain_module, renew_compiled_wrappers
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,13 +92,14 @@ class Attachment:
         clipper = Clipper(lambda: self.plan, self, keep_dense=settings.mode == "hooks")
         clip = GhostClipper(clipper) if settings.mode == "ghost" else clipper
         self.session = Session(
-            module,
+            plain_module(module),
             parameters,
             clip,
             batch_first=settings.batch_first,
             at_hand=self._batch_at_hand,
             apart=settings.mode == "functorch",
         )
+        renew_compiled_wrappers(module)
         self._release = Releaser(
             lambda: self.plan, self.parameters, self.session.guard, self.draws, self.noise, self._record
         )
@@ -290,6 +292,7 @@ class Attachment:
         WORKSPACE.clear()
         self.optimizer.discard_pending()  # a clipped sum without noise must not be left for a plain step
         self.session.detach()
+        renew_compiled_wrappers(self.module)
         self.optimizer.detach()
         self.catch_up()
 

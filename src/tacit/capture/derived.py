@@ -179,8 +179,16 @@ class DerivedSlot(Slot):
         slot.record(Gather(layout.rows_of(ids.reshape(len(ids), -1, 1)).squeeze(2), rows, table.shape[0]))
 
     def record(self, use: Use) -> None:
+        ids = looked_up(self._value)
+        if ids is not None and isinstance(use, Dense) and len(self._leaves) == 1:
+            ((table, slot),) = self._leaves
+            rows = use.gradients.reshape(use.samples, -1, table.shape[1])
+            slot.record(Gather(ids.reshape(1, -1).expand(use.samples, -1), rows, table.shape[0]))
+            return
         dense = use.dense().to(self._value.dtype)
-        per_leaf = pull_back(self._value, [leaf for leaf, _ in self._leaves], dense)
+        leaves = [leaf for leaf, _ in self._leaves]
+        traced = any(slot.deferred for _, slot in self._leaves)
+        per_leaf = (pull_back_traced if traced else pull_back)(self._value, leaves, dense)
         for (_, slot), gradient in zip(self._leaves, per_leaf, strict=True):
             if gradient is not None:
                 slot.record(Dense(gradient))
@@ -215,6 +223,34 @@ def pull_back(value: Tensor, leaves: Sequence[Tensor], dense: Tensor) -> list[Te
             rows = [_gradients(value, leaves, row, batched=False) for row in part]
             chunks.append([_stacked(column) for column in zip(*rows, strict=True)])
     return [_concatenated(column) for column in zip(*chunks, strict=True)]
+
+
+def pull_back_traced(value: Tensor, leaves: Sequence[Tensor], dense: Tensor) -> list[Tensor | None]:
+    """The same, where the number of samples may be a symbol: all at once, by a vmap that takes symbols."""
+    if len(leaves) == 1 and _is_view(value, leaves[0]):
+        return [_scattered(value, leaves[0], dense)]
+    reached = [
+        leaf
+        for leaf, g in zip(leaves, _gradients(value, leaves, dense[0], batched=False), strict=True)
+        if g is not None
+    ]
+    found = iter(torch.vmap(lambda g: tuple(_gradients(value, reached, g, batched=False)))(dense))
+    return [next(found) if any(leaf is other for other in reached) else None for leaf in leaves]
+
+
+def _is_view(value: Tensor, leaf: Tensor) -> bool:
+    """Whether all numbers of ``value`` are numbers of ``leaf``, as they are."""
+    same = value.untyped_storage()._cdata == leaf.untyped_storage()._cdata
+    return same and value.dtype == leaf.dtype and leaf.is_contiguous() and not (value.is_neg() or value.is_conj())
+
+
+def _scattered(value: Tensor, leaf: Tensor, dense: Tensor) -> Tensor:
+    """Gradients of a view put where its numbers are in the leaf."""
+    places = torch.arange(leaf.numel(), device=leaf.device)
+    seen = places.as_strided(value.shape, value.stride(), int(value.storage_offset() - leaf.storage_offset()))
+    rows = dense.new_zeros((dense.shape[0], leaf.numel()))
+    rows = rows.index_add(1, seen.reshape(-1), dense.reshape(dense.shape[0], -1))
+    return rows.view(dense.shape[0], *leaf.shape)
 
 
 def _gradients(value: Tensor, leaves: Sequence[Tensor], g: Tensor, *, batched: bool) -> Sequence[Tensor | None]:

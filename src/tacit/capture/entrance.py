@@ -25,7 +25,7 @@ class Gatekeeper(Protocol):
     """What an entrance asks when it is called."""
 
     passing: bool
-    """Whether entrances within a graph that is being traced let calls through."""
+    """Whether entrances let calls through that dynamo traces into a graph."""
 
     def enter(self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,8 +21,13 @@ from tacit.capture.passes import Clip, ClippedSums, Pass, current_task
 from tacit.capture.recomputation import Recomputation
 from tacit.capture.running import Runner
 from tacit.capture.units import units_of
-from tacit.errors import ConfigurationError, MixingError, SecondBackwardError
+from tacit.errors import ConfigurationError, MixingError, PrivacyError, SecondBackwardError
 from tacit.uses import Layout, Units, Use
+from tacit.validation import is_compiled_wrapper
+
+_WHOLE_APART = (
+    'grad_sample_mode="functorch" runs the whole model under torch.vmap, sample by sample. Use "auto" to compile it.'
+)
 
 
 class Session:
@@ -60,8 +66,8 @@ class Session:
         others = {name: p for name, p in module.named_parameters() if name not in self.parameters}
         self._runner = Runner(Names(dict(self.parameters), dict(others)), self._state_at, apart=apart)
         self._recomputation = Recomputation(self._runner)
-        self.passing = False
-        self._regions = Regions(self._runner.capture.names, self._let_pass)
+        self._regions = Regions(self._runner.capture.names, _WHOLE_APART if apart else "")
+        self._passing = False
         self._at_hand = at_hand
         self._addresses: dict[int, str] | None = None
         self.synthetic = False
@@ -71,7 +77,9 @@ class Session:
         self._constants: dict[Entrance, set[int]] = {}
         self._current: tuple[Pass, Tensor, tuple[object, ...]] | None = None
         self._clipped_task = -1
-        self._entrances = [Entrance(m, name or "the model", self) for name, m in module.named_modules()]
+        self._entrances = [
+            Entrance(m, name or "the model", self) for name, m in module.named_modules() if not is_compiled_wrapper(m)
+        ]
         for entrance in self._entrances:
             if isinstance(entrance.module, torch.jit.ScriptModule):
                 raise ConfigurationError(
@@ -92,8 +100,14 @@ class Session:
         """The pass whose forward ran and whose backward did not, and its carrier."""
         return None if self._current is None else self._current[:2]
 
-    def _let_pass(self, passing: bool) -> None:
-        self.passing = passing
+    @property
+    def passing(self) -> bool:
+        """Whether entrances let calls through that dynamo traces: into a private graph, or an evaluation."""
+        return self._regions.running or self._passing
+
+    @passing.setter
+    def passing(self, value: bool) -> None:
+        self._passing = value
 
     def forget(self) -> None:
         """Let the next forward begin a new pass."""
@@ -105,12 +119,18 @@ class Session:
             entrance.remove()
         self.guard.remove()
         self._recomputation.forget()
+        self._regions.forget()
         self.forget()
 
     # Entering a module
 
     def enter(self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         frame = self._runner.capture.frame
+        if self._regions.running:
+            raise PrivacyError(
+                f"{entrance.path} ran outside the graph that was compiled of its model, where nobody sees it. Call the "
+                "original model."
+            )
         if self._runner.capture.apart:
             return entrance.inner(*args, **kwargs)
         if frame is not None:
@@ -135,14 +155,16 @@ class Session:
         Returns:
             Whether it was run, and what it returned: if not, the compiler may have it, as it is.
         """
-        within = self._runner.capture.frame is not None or self._runner.capture.apart or current_task() != -1
-        if not within and not (self.enabled and torch.is_grad_enabled() and entrance.module.training):
-            if self.enabled and torch.is_grad_enabled():
-                self.guard.unwatched_forward = entrance.path
-            return False, None
-        if within:
+        if self._runner.capture.frame is not None and not self._runner.capture.apart:
+            self._regions.uncompiled(callback, entrance)
             return True, self.enter(entrance, args, kwargs)
-        return True, self._outermost(entrance, args, kwargs, callback)
+        if self._regions.running or self._runner.capture.apart or current_task() != -1:
+            return True, self.enter(entrance, args, kwargs)
+        if self.enabled and torch.is_grad_enabled() and entrance.module.training:
+            return True, self._outermost(entrance, args, kwargs, callback)
+        if self.enabled and torch.is_grad_enabled():
+            self.guard.unwatched_forward = entrance.path
+        return False, None
 
     def _outermost(
         self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any], callback: Any = None
@@ -169,10 +191,11 @@ class Session:
                 set_mark(value, Mark(Layout(run.samples, self._batch_dim if value.dim() > self._batch_dim else 0)))
             self._recomputation.remember(entrance, run, args, kwargs)
             frame = Frame(run, carrier)
-            if callback is None or samples == 0:
-                out = self._runner.until_it_fits(frame, entrance, args, kwargs, self._device)
+            as_it_is = functools.partial(self._runner.until_it_fits, frame, entrance, args, kwargs, self._device)
+            if callback is None:
+                out = as_it_is()
             else:
-                out = self._regions.run(callback, frame, entrance, batch, self._batch_dim, args, kwargs, lambda: self._runner.until_it_fits(frame, entrance, args, kwargs, self._device))
+                out = self._regions.run(callback, frame, entrance, args, kwargs, as_it_is)
             if run.plain_only:
                 out = map_tensors(lambda value: _keep_mark(value, tie(carrier, value)), out)
         finally:

@@ -106,6 +106,8 @@ def before_expansion(value: Tensor, dim: int) -> Tensor:
     if not same or padded[dim] != 1:
         return value
     target = [1 if i == dim else size for i, size in enumerate(value.shape)]
+    if tuple(target) == tuple(source.shape):
+        return source
     shaped: Tensor = source.reshape(padded).expand(target)
     return shaped
 

@@ -1,4 +1,4 @@
-"""Uses taken apart into tensors, which can leave a graph, and put together again from others of the same kind."""
+"""Uses taken apart into tensors, which can leave a graph, and put together again from others of the same form."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tacit.uses import Dense, Gather, Layout, Outer, Patches, Routed, Use
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class Form:
     """What is known of a use beside its tensors.
 
     Attributes:
@@ -36,8 +36,8 @@ class Kind:
         return _BUILD[self.use](parts, self.settings, table)
 
 
-def take_apart(name: str, use: Use) -> tuple[Kind, tuple[Tensor, ...]]:
-    """Return the kind of a use, and its tensors, of which those of integers are float64 (exact below 2⁵³).
+def take_apart(name: str, use: Use) -> tuple[Form, tuple[Tensor, ...]]:
+    """Return the form of a use, and its tensors, of which those of integers are float64 (exact below 2⁵³).
 
     Raises:
         NoRuleError: it is of a kind that cannot leave a graph.
@@ -57,7 +57,7 @@ def take_apart(name: str, use: Use) -> tuple[Kind, tuple[Tensor, ...]]:
     else:
         raise NoRuleError(f"a use of `{name}` as {type(use).__name__} cannot leave a compiled graph yet.")
     floating = tuple(part if part.is_floating_point() else part.to(torch.float64) for part in parts)
-    return Kind(name, type(use), len(parts), settings), floating
+    return Form(name, type(use), len(parts), settings), floating
 
 
 def _outer(parts: Sequence[Tensor], settings: tuple[Any, ...], table: bool) -> Use:

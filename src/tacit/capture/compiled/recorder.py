@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tacit.capture.compiled.parts import Kind, take_apart
+from tacit.capture.compiled.parts import Form, take_apart
 from tacit.capture.passes import Pass
 from tacit.errors import PrivacyError
 from tacit.rules.contact import refuse_double_backward
@@ -25,12 +25,12 @@ class Recorder:
     """Takes the uses of one traced backward, in order."""
 
     def __init__(self) -> None:
-        self.kinds: list[Kind] = []
+        self.forms: list[Form] = []
         self.parts: list[Tensor] = []
 
     def take(self, name: str, use: Use) -> None:
-        kind, parts = take_apart(name, use)
-        self.kinds.append(kind)
+        form, parts = take_apart(name, use)
+        self.forms.append(form)
         self.parts += parts
 
 
@@ -38,7 +38,7 @@ class Inside(torch.autograd.Function):
     """From the slots to the carrier of a traced forward."""
 
     @staticmethod
-    def forward(ctx: Any, recorder: Recorder, expected: list[Kind] | None, *slots: Tensor) -> Tensor:
+    def forward(ctx: Any, recorder: Recorder, expected: list[Form] | None, *slots: Tensor) -> Tensor:
         ctx.settings = recorder, expected
         return slots[0].new_zeros(())
 
@@ -47,7 +47,7 @@ class Inside(torch.autograd.Function):
         recorder, expected = ctx.settings
         if expected is None:  # the trial, which is to find out
             return (None,) * len(ctx.needs_input_grad)
-        if recorder.kinds != expected:
+        if recorder.forms != expected:
             raise PrivacyError(
                 "a compiled forward used its parameters in another way than it did a moment before, so that gradients "
                 "would be taken for those of other parameters. Call the original model."
@@ -60,28 +60,28 @@ class Outside(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, carrier: Tensor, run: Pass, kinds: list[Kind], likes: list[tuple[torch.Size, torch.dtype]]
+        ctx: Any, carrier: Tensor, run: Pass, forms: list[Form], likes: list[tuple[torch.Size, torch.dtype]]
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.settings = run, kinds, [shape for shape, _ in likes]
+        ctx.settings = run, forms, [shape for shape, _ in likes]
         return tuple(carrier.new_zeros((), dtype=dtype).expand(shape) for shape, dtype in likes)
 
     @staticmethod
     def backward(ctx: Any, *parts: Tensor | None) -> tuple[None, ...]:
         refuse_double_backward()
-        run, kinds, shapes = ctx.settings
+        run, forms, shapes = ctx.settings
         if any(part is None or part.shape != shape for part, shape in zip(parts, shapes, strict=True)):
             raise PrivacyError(
                 "a compiled backward left out gradients of the private model: some samples' norms would be too small. "
                 "Call the original model."
             )
-        record(run, kinds, [part for part in parts if part is not None])
+        record(run, forms, [part for part in parts if part is not None])
         return None, None, None, None
 
 
-def record(run: Pass, kinds: Sequence[Kind], parts: Sequence[Tensor]) -> None:
+def record(run: Pass, forms: Sequence[Form], parts: Sequence[Tensor]) -> None:
     """Put uses together and hand them to the pass."""
     left = iter(parts)
-    for kind in kinds:
-        use = kind.build([next(left) for _ in range(kind.count)], table=kind.name in run.tables)
-        run.add(kind.name, use, None)
+    for form in forms:
+        use = form.build([next(left) for _ in range(form.count)], table=form.name in run.tables)
+        run.add(form.name, use, None)

@@ -1,45 +1,65 @@
-"""Regions: forwards that run as one graph, made by the user's own compiler."""
+"""Regions: forwards that run as one graph, made by the user's own compiler.
+
+Dynamo begins at the entrance of the outermost private module, and skips it: so it is run as it is, opens a pass, and
+calls the module's forward compiled by a backend of ours, which stands before the user's. What cannot be one graph runs
+uncompiled, and as private.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from tacit.capture.compiled.backend import Backend, Call, PrivateBackend
+from tacit.capture.compiled.backend import PrivateBackend
+from tacit.capture.compiled.call import Call, pattern_of, places_of
+from tacit.capture.compiled.settings import Backend, Settings, count_as_compiled
 from tacit.capture.contact import Frame, Names
 from tacit.capture.entrance import Entrance
-from tacit.errors import FallbackWarning, PrivacyError, TacitError
+from tacit.errors import ConfigurationError, FallbackWarning, PrivacyError, TacitError
+
+_ADVICE = "It runs uncompiled, and as private."
 
 
 class Regions:
     """The compiled forwards of one session.
 
+    Attributes:
+        running: a compiled forward is running. Its entrances let calls through while dynamo traces it; called in any
+            other way they refuse.
+
     Args:
         names: which parameters are private.
-        passing: is told whether entrances within a graph let calls through.
+        never: why no forward is compiled; empty if they may be.
     """
 
-    def __init__(self, names: Names, passing: Callable[[bool], None]) -> None:
+    def __init__(self, names: Names, never: str) -> None:
+        self.running = False
         self._names = names
-        self._passing = passing
+        self._never = never
         self._regions: dict[tuple[Entrance, int], _Region] = {}
+        self._warned: set[Entrance] = set()
+
+    def forget(self) -> None:
+        self._regions.clear()
 
     def run(
         self,
         callback: Any,
         frame: Frame,
         entrance: Entrance,
-        batch: list[Tensor],
-        batch_dim: int,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         eagerly: Callable[[], Any],
     ) -> Any:
-        """Run an outermost forward as a graph; ``eagerly`` if no graph can be made of it and none is demanded."""
+        """Run an outermost forward as a graph, or ``eagerly`` if no graph can be made of it and none is demanded.
+
+        Raises:
+            TacitError: the user demands a graph, and none can be made, or none that is private.
+        """
         settings = Settings.of(callback)
         key = entrance, id(settings.backend)
         region = self._regions.get(key)
@@ -47,27 +67,59 @@ class Regions:
             region = self._regions[key] = _Region(settings.backend, entrance)
         if region.given_up:
             return eagerly()
-        places = {id(value): batch_dim if value.dim() > batch_dim else 0 for value in batch}
-        call = Call(frame.run, frame.carrier, places, self._names.private, self._names.others, entrance.path)
-        try:
-            self._passing(True)
-            return region.run(call, args, kwargs)
-        except _Failed as failed:
-            if settings.fullgraph:
-                raise failed.error from failed.error.__cause__
-            region.given_up = True
-            warnings.warn(
-                f"{entrance.path} is not compiled, but runs as it is, and as private: {failed.error}",
-                FallbackWarning,
-                stacklevel=2,
-            )
-            self._passing(False)
+        if frame.run.dummy or (frame.run.samples == 1 and region.sizes and 1 not in region.sizes):
+            # A graph for batches of one is a graph of its own: it is not worth it for the odd one.
+            count_as_compiled()
             return eagerly()
+        try:
+            if self._never:
+                raise _UncompiledError(ConfigurationError(self._never))
+            with self._switched():
+                return self._compiled(region, frame, entrance, args, kwargs)
+        except _UncompiledError as found:
+            if settings.fullgraph:
+                raise found.error from found.error.__cause__
+            region.given_up = True
+            self.warn(entrance, f"{entrance.path} cannot be one private graph: {found.error} {_ADVICE}")
+        return eagerly()
+
+    def warn(self, entrance: Entrance, message: str) -> None:
+        """Say once that a module is not compiled."""
+        if entrance not in self._warned:
+            self._warned.add(entrance)
+            warnings.warn(message, FallbackWarning, stacklevel=4)
+
+    def uncompiled(self, callback: Any, entrance: Entrance) -> None:
+        """Say that a compiled module within a private forward that is not compiled as a whole runs uncompiled.
+
+        Raises:
+            ConfigurationError: ``fullgraph=True`` forbids it.
+        """
+        message = f"{entrance.path} is compiled by itself, in a private model that is not: compile the whole model."
+        if Settings.of(callback).fullgraph:
+            raise ConfigurationError(message)
+        self.warn(entrance, f"{message} {_ADVICE}")
+
+    def _compiled(
+        self, region: _Region, frame: Frame, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        try:
+            places = places_of((args, kwargs), frame.run.samples, entrance.path)
+        except TacitError as error:
+            raise _UncompiledError(error) from error
+        frame.run.plain_only = True  # a compiled backward runs once
+        return region.run(Call(frame, entrance.path, self._names, places), args, kwargs)
+
+    @contextmanager
+    def _switched(self) -> Iterator[None]:
+        self.running = True
+        try:
+            yield
         finally:
-            self._passing(False)
+            self.running = False
 
 
-class _Failed(Exception):
+class _UncompiledError(Exception):
     """No graph could be made."""
 
     def __init__(self, error: Exception) -> None:
@@ -75,64 +127,60 @@ class _Failed(Exception):
         self.error = error
 
 
-class Settings:
-    """What the user asked ``torch.compile`` for."""
-
-    def __init__(self, backend: Backend, *, fullgraph: bool) -> None:
-        self.backend = backend
-        self.fullgraph = fullgraph
-
-    @classmethod
-    def of(cls, callback: Any) -> Settings:
-        fullgraph, backend = False, callback
-        while (inner := getattr(backend, "_torchdynamo_orig_backend", None)) is not None:
-            fullgraph |= bool(getattr(backend, "_one_graph", False))
-            backend = inner
-        return cls(backend, fullgraph=fullgraph)
-
-
 class _Region:
+    """One module, compiled by one backend.
+
+    Attributes:
+        given_up: no graph could be made of it.
+        sizes: batch sizes that it ran with.
+    """
+
     def __init__(self, backend: Backend, entrance: Entrance) -> None:
-        self.backend = backend  # keeps its identity
         self.given_up = False
+        self.sizes: set[int] = set()
         self._entrance = entrance
         self._call: Call | None = None
-        self._compiled = torch.compile(_own(entrance.inner), backend=PrivateBackend(backend, self._running), fullgraph=True)
+        self._compiled = torch.compile(
+            _own(entrance.inner), backend=PrivateBackend(backend, self._running), fullgraph=True
+        )
 
     def _running(self) -> Call:
         if self._call is None:
-            raise PrivacyError(
-                f"the compiled {self._entrance.path} ran outside a private forward. Call the model itself."
-            )
+            raise PrivacyError(f"the graph of {self._entrance.path} ran outside its forward. Call the model itself.")
         return self._call
 
     def run(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        tensors = tuple(_pattern(call, args, kwargs))
+        before = call.frame.run.promises()
         self._call = call
         try:
-            out = self._compiled(tensors, args, kwargs)
+            out = self._compiled(pattern_of((args, kwargs), call.batch), args, kwargs)
         except torch._dynamo.exc.BackendCompilerFailed as error:
+            if call.ran:
+                raise
             inner = error.inner_exception
-            raise _Failed(inner if isinstance(inner, TacitError) else error) from error
+            raise _UncompiledError(inner if isinstance(inner, TacitError) else error) from error
         except torch._dynamo.exc.TorchDynamoException as error:
-            raise _Failed(error) from error
+            if call.ran:
+                raise
+            raise _UncompiledError(error) from error
         finally:
             self._call = None
+            if not call.ran:
+                call.frame.run.take_back(before)
         if call.ran != 1:
-            raise PrivacyError(f"the compiled {call.path} did not run as one graph. Call the original model.")
+            raise PrivacyError(
+                f"the compiled {call.path} ran as {call.ran} graphs, not as one, so that a part of it may not have "
+                "been seen. Call the original model."
+            )
+        self.sizes.add(call.frame.run.samples)
         return out
 
 
-def _pattern(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
-    from tacit.capture.marks import tensors_in
-
-    return [call.batch.get(id(value), -1) for value in tensors_in((args, kwargs))]
-
-
 def _own(inner: Callable[..., Any]) -> Callable[..., Any]:
-    def forward(pattern: tuple[int, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return inner(*args, **kwargs)
+    def forward(pattern: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # Reading it makes dynamo compare it: a graph is for inputs that carry the batch in the same places.
+        return inner(*args, **kwargs) if pattern else None
 
-    # dynamo counts recompilations by code object: each region gets its own
+    # dynamo counts recompilations by code object: each region has its own
     forward.__code__ = forward.__code__.replace(co_name="private_forward")
     return forward

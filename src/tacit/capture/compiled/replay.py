@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.node import Argument, Target
 
-from tacit.capture.compiled.parts import Kind
+from tacit.capture.compiled.call import Kind, Role
+from tacit.capture.compiled.parts import Form
 from tacit.capture.compiled.recorder import Inside, Recorder
 from tacit.capture.contact import Frame, Names
 from tacit.capture.inputs import refuse_mixed_outputs
@@ -22,21 +23,6 @@ from tacit.errors import LayoutError, LeakError, NoRuleError
 from tacit.uses import Layout
 
 CHECKPOINT = "tag_activation_checkpoint"
-
-
-@dataclass(frozen=True, slots=True)
-class Role:
-    """What one input of a graph is.
-
-    Attributes:
-        kind: ``"private"`` (a parameter that the optimizer steps), ``"batch"``, ``"constant"`` or ``"number"``.
-        name: the name of the parameter.
-        dim: where the batch is.
-    """
-
-    kind: str
-    name: str = ""
-    dim: int = 0
 
 
 @dataclass(slots=True)
@@ -69,26 +55,31 @@ class Replay:
         self._graph = graph
         self._roles = list(roles)
         self._path = path
+        self._steps = _Steps(graph, path)
 
-    def run(self, recorder: Recorder, kinds: list[Kind] | None, slots: Sequence[Tensor], inputs: Sequence[Any]) -> Seen:
+    def here(self) -> str:
+        """Name the module that a call came from, the last that was looked at."""
+        return self._steps.here()
+
+    def run(self, recorder: Recorder, forms: list[Form] | None, slots: Sequence[Tensor], inputs: Sequence[Any]) -> Seen:
         """Run the forward.
 
         Args:
             recorder: takes the uses, in the backward.
-            kinds: what they will be; None if that is still to be found out.
+            forms: what they will be; None if that is still to be found out.
             slots: what the carrier is made of.
             inputs: what the graph takes, without graphs of their own behind parameters.
 
         Raises:
             PrivacyError: as the capture does.
         """
-        steps = _Steps(self._graph, self._path)
-        carrier: Tensor = Inside.apply(recorder, kinds, *slots)
+        steps = self._steps = _Steps(self._graph, self._path)
+        carrier: Tensor = Inside.apply(recorder, forms, *slots)
         given, private = self._prepared(inputs)
-        samples = next(v.shape[r.dim] for v, r in zip(inputs, self._roles, strict=True) if r.kind == "batch")
+        samples = next(v.shape[r.dim] for v, r in zip(inputs, self._roles, strict=True) if r.kind is Kind.BATCH)
         run = Pass(samples, _never)
         run.sink = recorder.take
-        held = {_storage(v) for v, r in zip(given, self._roles, strict=True) if r.kind in ("private", "constant")}
+        held = {_storage(v) for v, r in zip(given, self._roles, strict=True) if r.kind in (Kind.PRIVATE, Kind.CONSTANT)}
         capture = Capture(
             Names(dict(private), {}),
             lambda tensor: "a parameter or buffer" if _storage(tensor) in held else None,
@@ -96,9 +87,8 @@ class Replay:
             lambda _error, _trainable: None,
         )
         capture.frame = Frame(run, carrier, traced=True)
-        steps.capture = capture
         for value, role in zip(given, self._roles, strict=True):
-            if role.kind == "batch":
+            if role.kind is Kind.BATCH:
                 set_mark(value, Mark(Layout(samples, role.dim)))
         with capture:
             outputs = steps.run(*given)
@@ -110,10 +100,10 @@ class Replay:
         """Parameters become leaves of their own, so that no gradient can reach the real ones but through a slot."""
         given, private = [], []
         for value, role in zip(inputs, self._roles, strict=True):
-            if role.kind == "private":
+            if role.kind is Kind.PRIVATE:
                 value = value.detach().requires_grad_(True)
                 private.append((role.name, value))
-            elif role.kind == "batch":
+            elif role.kind is Kind.BATCH:
                 value = value.view_as(value)  # the mark belongs to this replay
             given.append(value)
         return given, private
@@ -164,7 +154,6 @@ class _Steps(Interpreter):
         super().__init__(graph)
         self._path = path
         self._where = path
-        self.capture: Capture | None = None
 
     def here(self) -> str:
         return self._where
@@ -204,6 +193,3 @@ def _plain(name: Any) -> str:
     for piece in ("L['self'].", "L['inner'].__self__.", "_modules['", "']"):
         found = found.replace(piece, "")
     return found
-
-
-HereType = Callable[[], str]
