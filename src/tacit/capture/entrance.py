@@ -24,14 +24,17 @@ _INLINED = (
 class Gatekeeper(Protocol):
     """What an entrance asks when it is called."""
 
-    passing: bool
-    """Whether entrances let calls through that dynamo traces into a graph."""
+    @property
+    def passing(self) -> bool:
+        """Whether entrances let calls through that dynamo traces."""
 
-    def enter(self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
+    def enter(self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the module."""
 
     def enter_compiled(
         self, entrance: Entrance, callback: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[bool, Any]: ...
+    ) -> Any:
+        """Run a module that torch.compile calls, with what dynamo would call for its frames."""
 
 
 class Entrance:
@@ -62,16 +65,9 @@ class Entrance:
             return self._keeper.enter(self, args, kwargs)
         eval_frame.set_eval_frame(None)
         try:
-            done, out = self._keeper.enter_compiled(self, callback, args, kwargs)
+            return self._keeper.enter_compiled(self, callback, args, kwargs)
         finally:
             eval_frame.set_eval_frame(callback)
-        if done:
-            return out
-        passing, self._keeper.passing = self._keeper.passing, True
-        try:
-            return self.inner(*args, **kwargs)
-        finally:
-            self._keeper.passing = passing
 
     def install(self) -> None:
         self.module.__dict__["forward"] = self

@@ -66,8 +66,10 @@ class Session:
         others = {name: p for name, p in module.named_parameters() if name not in self.parameters}
         self._runner = Runner(Names(dict(self.parameters), dict(others)), self._state_at, apart=apart)
         self._recomputation = Recomputation(self._runner)
-        self._regions = Regions(self._runner.capture.names, _WHOLE_APART if apart else "")
-        self._passing = False
+        self._regions = Regions(
+            self._runner.capture.names, self.step_aside, self.step_back, never=_WHOLE_APART if apart else ""
+        )
+        self._aside: list[Entrance] = []
         self._at_hand = at_hand
         self._addresses: dict[int, str] | None = None
         self.synthetic = False
@@ -102,12 +104,19 @@ class Session:
 
     @property
     def passing(self) -> bool:
-        """Whether entrances let calls through that dynamo traces: into a private graph, or an evaluation."""
-        return self._regions.running or self._passing
+        return bool(self._aside)
 
-    @passing.setter
-    def passing(self, value: bool) -> None:
-        self._passing = value
+    def step_aside(self) -> None:
+        """Take the entrances away while dynamo looks at the modules: it knows more of plain ones."""
+        for entrance in self._entrances:
+            if entrance.module.__dict__.get("forward") is entrance:
+                entrance.remove()
+                self._aside.append(entrance)
+
+    def step_back(self) -> None:
+        for entrance in self._aside:
+            entrance.install()
+        self._aside.clear()
 
     def forget(self) -> None:
         """Let the next forward begin a new pass."""
@@ -126,7 +135,7 @@ class Session:
 
     def enter(self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         frame = self._runner.capture.frame
-        if self._regions.running:
+        if self._regions.running:  # entered by a way that was not put aside
             raise PrivacyError(
                 f"{entrance.path} ran outside the graph that was compiled of its model, where nobody sees it. Call the "
                 "original model."
@@ -149,22 +158,18 @@ class Session:
 
     def enter_compiled(
         self, entrance: Entrance, callback: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[bool, Any]:
-        """Run a module that torch.compile calls.
-
-        Returns:
-            Whether it was run, and what it returned: if not, the compiler may have it, as it is.
-        """
+    ) -> Any:
+        """Run a module that torch.compile calls."""
         if self._runner.capture.frame is not None and not self._runner.capture.apart:
             self._regions.uncompiled(callback, entrance)
-            return True, self.enter(entrance, args, kwargs)
+            return self.enter(entrance, args, kwargs)
         if self._regions.running or self._runner.capture.apart or current_task() != -1:
-            return True, self.enter(entrance, args, kwargs)
-        if self.enabled and torch.is_grad_enabled() and entrance.module.training:
-            return True, self._outermost(entrance, args, kwargs, callback)
+            return self.enter(entrance, args, kwargs)
         if self.enabled and torch.is_grad_enabled():
+            if entrance.module.training:
+                return self._outermost(entrance, args, kwargs, callback)
             self.guard.unwatched_forward = entrance.path
-        return False, None
+        return self._regions.run_plain(callback, entrance, args, kwargs)
 
     def _outermost(
         self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any], callback: Any = None

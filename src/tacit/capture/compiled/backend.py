@@ -45,7 +45,7 @@ class PrivateBackend:
             raise NoRuleError(f"the compiled {call.path} does not read the batch. Call the original model.")
         placeholders = graph.graph.find_nodes(op="placeholder")
         fakes = [_severed(n.meta["example_value"], role) for n, role in zip(placeholders, roles, strict=True)]
-        replay = Replay(graph, roles, call.path)
+        replay = Replay(graph, roles, call.path, call.where)
         seen, recorder = _tried(replay, fakes)
         sizes = Sizes(fakes)
         likes = [(sizes.add(part.shape), part.dtype) for part in recorder.parts]

@@ -45,6 +45,7 @@ class Call:
     Attributes:
         frame: its pass and carrier.
         path: the name of the module.
+        where: its name and kind.
         names: which parameters are private.
         batch: in which dimension inputs carry the batch, by identity.
         ran: how many graphs have run.
@@ -52,6 +53,7 @@ class Call:
 
     frame: Frame
     path: str
+    where: str
     names: Names
     batch: Mapping[int, int]
     ran: int = field(default=0)

@@ -28,23 +28,30 @@ class Regions:
     """The compiled forwards of one session.
 
     Attributes:
-        running: a compiled forward is running. Its entrances let calls through while dynamo traces it; called in any
-            other way they refuse.
+        running: a compiled forward is running: entrances that are called now were not seen.
 
     Args:
         names: which parameters are private.
+        step_aside: takes entrances away, so that dynamo sees the model as it is.
+        step_back: puts them back.
         never: why no forward is compiled; empty if they may be.
     """
 
-    def __init__(self, names: Names, never: str) -> None:
+    def __init__(
+        self, names: Names, step_aside: Callable[[], None], step_back: Callable[[], None], *, never: str
+    ) -> None:
         self.running = False
+        self._step_aside = step_aside
+        self._step_back = step_back
         self._names = names
         self._never = never
         self._regions: dict[tuple[Entrance, int], _Region] = {}
+        self._plain: dict[tuple[Entrance, int], Callable[..., Any]] = {}
         self._warned: set[Entrance] = set()
 
     def forget(self) -> None:
         self._regions.clear()
+        self._plain.clear()
 
     def run(
         self,
@@ -74,14 +81,29 @@ class Regions:
         try:
             if self._never:
                 raise _UncompiledError(ConfigurationError(self._never))
-            with self._switched():
+            with self._aside():
+                self.running = True
                 return self._compiled(region, frame, entrance, args, kwargs)
         except _UncompiledError as found:
             if settings.fullgraph:
                 raise found.error from found.error.__cause__
             region.given_up = True
             self.warn(entrance, f"{entrance.path} cannot be one private graph: {found.error} {_ADVICE}")
+        finally:
+            self.running = False
         return eagerly()
+
+    def run_plain(self, callback: Any, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a forward that is not private, such as an evaluation, compiled as it is."""
+        settings = Settings.of(callback)
+        key = entrance, id(settings.backend)
+        compiled = self._plain.get(key)
+        if compiled is None:
+            forward = _own(entrance.inner)
+            compiled = torch.compile(forward, backend=settings.backend, fullgraph=settings.fullgraph)
+            self._plain[key] = compiled
+        with self._aside():
+            return compiled("plain", args, kwargs)
 
     def warn(self, entrance: Entrance, message: str) -> None:
         """Say once that a module is not compiled."""
@@ -108,15 +130,15 @@ class Regions:
         except TacitError as error:
             raise _UncompiledError(error) from error
         frame.run.plain_only = True  # a compiled backward runs once
-        return region.run(Call(frame, entrance.path, self._names, places), args, kwargs)
+        return region.run(Call(frame, entrance.path, _where(entrance), self._names, places), args, kwargs)
 
     @contextmanager
-    def _switched(self) -> Iterator[None]:
-        self.running = True
+    def _aside(self) -> Iterator[None]:
+        self._step_aside()
         try:
             yield
         finally:
-            self.running = False
+            self._step_back()
 
 
 class _UncompiledError(Exception):
@@ -153,7 +175,9 @@ class _Region:
         before = call.frame.run.promises()
         self._call = call
         try:
-            out = self._compiled(pattern_of((args, kwargs), call.batch), args, kwargs)
+            # dynamic=True would make symbols of constants such as eps, which operators do not take.
+            with torch._dynamo.config.patch(specialize_float=True):
+                out = self._compiled(pattern_of((args, kwargs), call.batch), args, kwargs)
         except torch._dynamo.exc.BackendCompilerFailed as error:
             if call.ran:
                 raise
@@ -174,6 +198,10 @@ class _Region:
             )
         self.sizes.add(call.frame.run.samples)
         return out
+
+
+def _where(entrance: Entrance) -> str:
+    return f"{entrance.path}, {type(entrance.module).__name__}.forward"
 
 
 def _own(inner: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,13 +50,15 @@ class Replay:
         graph: what dynamo made of it.
         roles: what its inputs are.
         path: the name of the module, for errors.
+        where: its name and kind.
     """
 
-    def __init__(self, graph: GraphModule, roles: Sequence[Role], path: str) -> None:
+    def __init__(self, graph: GraphModule, roles: Sequence[Role], path: str, where: str) -> None:
         self._graph = graph
         self._roles = list(roles)
         self._path = path
-        self._steps = _Steps(graph, path)
+        self._where = where
+        self._steps = _Steps(graph, where)
 
     def here(self) -> str:
         """Name the module that a call came from, the last that was looked at."""
@@ -73,7 +76,7 @@ class Replay:
         Raises:
             PrivacyError: as the capture does.
         """
-        steps = self._steps = _Steps(self._graph, self._path)
+        steps = self._steps = _Steps(self._graph, self._where)
         carrier: Tensor = Inside.apply(recorder, forms, *slots)
         given, private = self._prepared(inputs)
         samples = next(v.shape[r.dim] for v, r in zip(inputs, self._roles, strict=True) if r.kind is Kind.BATCH)
@@ -90,8 +93,8 @@ class Replay:
         for value, role in zip(given, self._roles, strict=True):
             if role.kind is Kind.BATCH:
                 set_mark(value, Mark(Layout(samples, role.dim)))
-        with capture:
-            outputs = steps.run(*given)
+        steps.capture = capture
+        outputs = steps.run(*given)
         self._check(outputs, private)
         marks = [mark_of(value) for value in outputs]
         return Seen(tuple(outputs), marks, dict(run.contacts), set(run.tables))
@@ -150,19 +153,23 @@ def _never(*_: Any) -> Any:
 class _Steps(Interpreter):
     """Runs a graph, and knows which module each call came from."""
 
-    def __init__(self, graph: GraphModule, path: str) -> None:
+    def __init__(self, graph: GraphModule, where: str) -> None:
         super().__init__(graph)
-        self._path = path
-        self._where = path
+        self._top = where
+        self._where = where
+        self.capture: AbstractContextManager[Any] = nullcontext()
 
     def here(self) -> str:
         return self._where
 
     def run_node(self, n: Node) -> Any:
         stack = n.meta.get("nn_module_stack")
-        if stack:
+        if n.op.startswith("call"):
+            self._where = self._top
+        if stack and n.op.startswith("call"):
             name, kind = next(reversed(stack.values()))
-            self._where = f"{_plain(name) or self._path}, {getattr(kind, '__name__', kind)}.forward"
+            found = _plain(name)
+            self._where = f"{found}, {getattr(kind, '__name__', kind)}.forward" if found else self._top
         return super().run_node(n)
 
     def call_function(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Any]) -> Any:
@@ -173,14 +180,19 @@ class _Steps(Interpreter):
                     "parameters cannot be seen. Call the original model, or move it out of the compiled one."
                 )
             return self._opened(args)
-        return super().call_function(target, args, kwargs)
+        with self.capture:  # for the call alone: the interpreter looks at tensors, too
+            return super().call_function(target, args, kwargs)
+
+    def call_method(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Any]) -> Any:
+        with self.capture:
+            return super().call_method(target, args, kwargs)
 
     def _opened(self, args: tuple[Argument, ...]) -> Any:
         """Run what a checkpoint would recompute: its parameters must be seen."""
         body, *inputs = args
         assert isinstance(body, GraphModule)
-        inner = _Steps(body, self._path)
-        inner._where = self._where
+        inner = _Steps(body, self._where)
+        inner.capture = self.capture
         return inner.run(*inputs)
 
     def call_module(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ARG002
