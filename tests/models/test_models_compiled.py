@@ -5,9 +5,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from tests.capture.compiled.private import Counted, assert_exact
+from torch import Tensor, nn
 
 V = 13
 
@@ -41,9 +40,7 @@ def ids(samples: int, *, each: bool) -> Any:
 def test_encoder() -> None:
     torch.manual_seed(0)
     backend = Counted()
-    assert_exact(
-        Encoder().double(), loss, [ids(n, each=False) for n in (5, 3, 6, 4)], backend=backend, dynamic=True
-    )
+    assert_exact(Encoder().double(), loss, [ids(n, each=False) for n in (5, 3, 6, 4)], backend=backend, dynamic=True)
     assert backend.graphs == 1
 
 
@@ -93,6 +90,4 @@ def test_inductor() -> None:
     model = nn.Sequential(
         nn.Embedding(V, 8), nn.LayerNorm(8), nn.Linear(8, 9), nn.GELU(), nn.Linear(9, 8), nn.Flatten(), nn.Linear(48, 3)
     )
-    assert_exact(
-        model, loss, [ids(n, each=False) for n in (5, 3)], backend="inductor", dynamic=True, tolerance=1e-5
-    )
+    assert_exact(model, loss, [ids(n, each=False) for n in (5, 3)], backend="inductor", dynamic=True, tolerance=1e-5)

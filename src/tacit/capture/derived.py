@@ -19,7 +19,7 @@ from tacit.uses import Dense, Gather, Layout, Outer, Routed, Use
 
 _DERIVED = "_tacit_derived"
 _MADE = "_tacit_made"
-_OWN_NODES = ("CarrierBackward", "TieBackward")
+_OWN_NODES = ("CarrierBackward", "TieBackward", "InsideBackward")
 _CHUNK_BYTES = 2**27
 
 
@@ -229,13 +229,10 @@ def pull_back_traced(value: Tensor, leaves: Sequence[Tensor], dense: Tensor) -> 
     """The same, where the number of samples may be a symbol: all at once, by a vmap that takes symbols."""
     if len(leaves) == 1 and _is_view(value, leaves[0]):
         return [_scattered(value, leaves[0], dense)]
-    reached = [
-        leaf
-        for leaf, g in zip(leaves, _gradients(value, leaves, dense[0], batched=False), strict=True)
-        if g is not None
-    ]
+    one = _gradients(value, leaves, dense[0], batched=False)
+    reached = [leaf for leaf, g in zip(leaves, one, strict=True) if g is not None]
     found = iter(torch.vmap(lambda g: tuple(_gradients(value, reached, g, batched=False)))(dense))
-    return [next(found) if any(leaf is other for other in reached) else None for leaf in leaves]
+    return [None if g is None else next(found) for g in one]
 
 
 def _is_view(value: Tensor, leaf: Tensor) -> bool:

@@ -31,9 +31,7 @@ class Gatekeeper(Protocol):
     def enter(self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the module."""
 
-    def enter_compiled(
-        self, entrance: Entrance, callback: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def enter_compiled(self, entrance: Entrance, callback: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a module that torch.compile calls, with what dynamo would call for its frames."""
 
 

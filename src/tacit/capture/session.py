@@ -156,9 +156,7 @@ class Session:
             return self._recomputation.run(entrance, args, kwargs, self._device)
         return self._outermost(entrance, args, kwargs)
 
-    def enter_compiled(
-        self, entrance: Entrance, callback: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def enter_compiled(self, entrance: Entrance, callback: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a module that torch.compile calls."""
         if self._runner.capture.frame is not None and not self._runner.capture.apart:
             self._regions.uncompiled(callback, entrance)

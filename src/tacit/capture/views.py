@@ -68,7 +68,7 @@ def _first_row(part: Any, source: Tensor) -> int | None:
 
 def _storage(value: Tensor) -> int:
     """Which storage a tensor is in; in a trace it has an identity, too, but no address."""
-    return value.untyped_storage()._cdata
+    return int(value.untyped_storage()._cdata)
 
 
 def _note(out: Tensor, kind: str, source: Tensor) -> None:

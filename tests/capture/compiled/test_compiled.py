@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.capture.compiled.private import Counted, assert_close, assert_exact, attach, gradients
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -22,7 +23,6 @@ from tacit.errors import (
     SecondBackwardError,
 )
 from tacit.testing import private_gradients, single_sample_loop
-from tests.capture.compiled.private import Counted, assert_close, assert_exact, attach, gradients
 
 D, K = 4, 3
 

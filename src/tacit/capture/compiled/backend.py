@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,8 +19,6 @@ from tacit.capture.compiled.sizes import Sizes
 from tacit.capture.marks import Mark, set_mark
 from tacit.errors import NoRuleError, PrivacyError, TacitError
 from tacit.uses import Layout
-
-_numbers = itertools.count()
 
 Following = Callable[[list[tuple[int, ...]]], Mark]
 """Finds the mark of an output from the sizes of a call."""
@@ -128,10 +126,10 @@ def _tried(replay: Replay, fakes: Sequence[Any]) -> tuple[Seen, Recorder]:
     except TacitError:
         raise
     except (RuntimeError, ValueError, TypeError, NotImplementedError, IndexError) as error:
+        cause = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         raise NoRuleError(
-            f"{replay.here()} needs what a graph does not know, such as the values of tensors "
-            f"({type(error).__name__}: {str(error).strip().partition(chr(10))[0]}). Call the original model, or compile "
-            "modules without parameters by themselves."
+            f"{replay.here()} needs what a graph does not know, such as the values of tensors ({cause}). Call the "
+            "original model, or compile modules without parameters by themselves."
         ) from error
     return seen, recorder
 
@@ -153,8 +151,8 @@ def _following(mark: Mark, sizes: Sizes) -> Following:
         return lambda _known: mark
     if layout.owner is not None:
         raise NoRuleError(
-            "rows of an output of a compiled forward were picked by the values of tensors: which sample each belongs to "
-            "cannot be told beforehand. Call the original model."
+            "rows of an output of a compiled forward were picked by the values of tensors: which sample each belongs "
+            "to cannot be told beforehand. Call the original model."
         )
     place = sizes.add((layout.samples, layout.outer, layout.inner))
 
@@ -172,7 +170,7 @@ def _as_graph(replay: Replay, forms: list[Form], slots: int, inputs: int, output
         return replay.run(Recorder(), forms, values[:slots], values[slots:]).outputs
 
     # A name of its own, so that no cache takes it for another forward.
-    private_forward.__name__ = private_forward.__qualname__ = f"private_forward_{next(_numbers)}_{id(replay)}"
+    private_forward.__name__ = private_forward.__qualname__ = f"private_forward_{uuid.uuid4().hex}"
     graph = fx.Graph()
     names = [f"slot_{i}" for i in range(slots)] + [f"input_{i}" for i in range(inputs)]
     result = graph.call_function(private_forward, tuple(graph.placeholder(name) for name in names))

@@ -62,13 +62,19 @@ class Call:
         """What an input of a graph is.
 
         Raises:
-            PrivacyError: it wants a gradient, and is neither of the batch nor a parameter.
+            PrivacyError: it wants a gradient, and is neither of the batch nor a parameter; or it is of a batch, and
+                not an argument.
         """
         if not isinstance(value, Tensor):
             return Role(Kind.NUMBER)
         dim = self.batch.get(id(value))
         if dim is not None:
             return Role(Kind.BATCH, dim=dim)
+        if mark_of(value) is not None:
+            raise NoRuleError(
+                f"the compiled {self.path} reads a tensor {tuple(value.shape)} of the batch, or of an earlier one, "
+                "that is not among its arguments: where its samples are cannot be told. Pass it as an argument."
+            )
         if not value.requires_grad or id(value) in self.names.others:
             return Role(Kind.CONSTANT)
         name = self.names.private.get(id(value))

@@ -117,9 +117,9 @@ class Replay:
             mark = mark_of(value)
             if mark is not None and mark.layout is None and not mark.reduced and value.requires_grad:
                 raise LayoutError(
-                    f"an output {tuple(value.shape)} of {self._path} does not show any more, since `{mark.lost}`, which "
-                    "of its numbers belong to which sample. Keep the batch as one dimension, or detach() what is only "
-                    "logged."
+                    f"an output {tuple(value.shape)} of {self._path} does not show any more, since `{mark.lost}`, "
+                    "which of its numbers belong to which sample. Keep the batch as one dimension, or detach() what is "
+                    "only logged."
                 )
         self._refuse_leaks(outputs, {id(leaf): name for name, leaf in private})
 
@@ -136,8 +136,8 @@ class Replay:
             if leaf is not None and id(leaf) in leaves:
                 raise LeakError(
                     f"an output of the compiled {self._path} depends on the parameter {leaves[id(leaf)]!r} in a way "
-                    "that does not pass the clipping: it was used in a call that was not seen, or an output is computed "
-                    "from parameters alone. Call the original model, which says more."
+                    "that does not pass the clipping: it was used in a call that was not seen, or an output is "
+                    "computed from parameters alone. Call the original model, which says more."
                 )
             pending.extend(edge[0] for edge in node.next_functions)
 
@@ -187,7 +187,7 @@ class _Steps(Interpreter):
         with self.capture:
             return super().call_method(target, args, kwargs)
 
-    def _opened(self, args: tuple[Argument, ...]) -> Any:
+    def _opened(self, args: tuple[Any, ...]) -> Any:
         """Run what a checkpoint would recompute: its parameters must be seen."""
         body, *inputs = args
         assert isinstance(body, GraphModule)
