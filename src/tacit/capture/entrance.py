@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch._C._dynamo import eval_frame
+
+from tacit.errors import ConfigurationError
+from tacit.validation import is_compiled_wrapper
 
 _INLINED = (
     "a private model runs within a compiled function: it makes a graph of its own. Compile the model itself, after "
@@ -84,6 +88,53 @@ class Entrance:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (self.module, "forward")
+
+
+class Entrances:
+    """The entrances of a model, one for each module.
+
+    Attributes:
+        aside: they have been taken away for a while.
+
+    Raises:
+        ConfigurationError: a module's calls cannot be seen.
+    """
+
+    def __init__(self, model: nn.Module, keeper: Gatekeeper) -> None:
+        self.aside = False
+        self._all = [
+            Entrance(module, name or "the model", keeper)
+            for name, module in model.named_modules()
+            if not is_compiled_wrapper(module)
+        ]
+        for entrance in self._all:
+            if isinstance(entrance.module, torch.jit.ScriptModule):
+                raise ConfigurationError(
+                    f"{entrance.path} is a TorchScript module, whose calls cannot be seen. Pass the original."
+                )
+        for entrance in self._all:
+            entrance.install()
+
+    def __iter__(self) -> Iterator[Entrance]:
+        return iter(self._all)
+
+    def remove(self) -> None:
+        for entrance in self._all:
+            entrance.remove()
+
+    @contextmanager
+    def stepped_aside(self) -> Iterator[None]:
+        """Take them away while dynamo looks at the modules: of plain ones it knows more."""
+        gone = [entrance for entrance in self._all if entrance.module.__dict__.get("forward") is entrance]
+        for entrance in gone:
+            entrance.remove()
+        self.aside = True
+        try:
+            yield
+        finally:
+            self.aside = False
+            for entrance in gone:
+                entrance.install()
 
 
 # The frame that torch.compile(model) begins with: it is run as it is, and calls what becomes a graph.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tacit.capture.compiled import Regions
 from tacit.capture.contact import Frame, Names
-from tacit.capture.entrance import Entrance
+from tacit.capture.entrance import Entrance, Entrances
 from tacit.capture.gates import make_carrier, tie
 from tacit.capture.guard import LeakGuard
 from tacit.capture.inputs import batch_size, check_blank, empty_outputs, one_sample, size_of
@@ -21,9 +21,8 @@ from tacit.capture.passes import Clip, ClippedSums, Pass, current_task
 from tacit.capture.recomputation import Recomputation
 from tacit.capture.running import Runner
 from tacit.capture.units import units_of
-from tacit.errors import ConfigurationError, MixingError, PrivacyError, SecondBackwardError
+from tacit.errors import MixingError, PrivacyError, SecondBackwardError
 from tacit.uses import Layout, Units, Use
-from tacit.validation import is_compiled_wrapper
 
 _WHOLE_APART = (
     'grad_sample_mode="functorch" runs the whole model under torch.vmap, sample by sample. Use "auto" to compile it.'
@@ -66,10 +65,6 @@ class Session:
         others = {name: p for name, p in module.named_parameters() if name not in self.parameters}
         self._runner = Runner(Names(dict(self.parameters), dict(others)), self._state_at, apart=apart)
         self._recomputation = Recomputation(self._runner)
-        self._regions = Regions(
-            self._runner.capture.names, self.step_aside, self.step_back, never=_WHOLE_APART if apart else ""
-        )
-        self._aside: list[Entrance] = []
         self._at_hand = at_hand
         self._addresses: dict[int, str] | None = None
         self.synthetic = False
@@ -79,16 +74,10 @@ class Session:
         self._constants: dict[Entrance, set[int]] = {}
         self._current: tuple[Pass, Tensor, tuple[object, ...]] | None = None
         self._clipped_task = -1
-        self._entrances = [
-            Entrance(m, name or "the model", self) for name, m in module.named_modules() if not is_compiled_wrapper(m)
-        ]
-        for entrance in self._entrances:
-            if isinstance(entrance.module, torch.jit.ScriptModule):
-                raise ConfigurationError(
-                    f"{entrance.path} is a TorchScript module, whose calls cannot be seen. Pass the original."
-                )
-        for entrance in self._entrances:
-            entrance.install()
+        self._entrances = Entrances(module, self)
+        self._regions = Regions(
+            self._runner.capture.names, self._entrances.stepped_aside, never=_WHOLE_APART if apart else ""
+        )
         for name, parameter in self.parameters.items():
             if parameter.requires_grad:
                 self.guard.watch(name, parameter)
@@ -104,19 +93,7 @@ class Session:
 
     @property
     def passing(self) -> bool:
-        return bool(self._aside)
-
-    def step_aside(self) -> None:
-        """Take the entrances away while dynamo looks at the modules: it knows more of plain ones."""
-        for entrance in self._entrances:
-            if entrance.module.__dict__.get("forward") is entrance:
-                entrance.remove()
-                self._aside.append(entrance)
-
-    def step_back(self) -> None:
-        for entrance in self._aside:
-            entrance.install()
-        self._aside.clear()
+        return self._entrances.aside
 
     def forget(self) -> None:
         """Let the next forward begin a new pass."""
@@ -124,8 +101,7 @@ class Session:
 
     def detach(self) -> None:
         self.enabled = False
-        for entrance in self._entrances:
-            entrance.remove()
+        self._entrances.remove()
         self.guard.remove()
         self._recomputation.forget()
         self._regions.forget()

@@ -232,6 +232,12 @@ class TestParameters:
         assert_exact(model, loss, [batch(5)])
         assert model[0].weight.grad is None
 
+    def test_one_that_is_not_used(self):
+        model = of(lambda m, x: x * m.scale.detach())
+        attach(model)
+        compiled(model)(batch(5)[0].requires_grad_()).sum().backward()
+        assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
     def test_one_that_the_optimizer_does_not_step(self):
         model = mlp()
         engine = PrivacyEngine()
@@ -315,6 +321,26 @@ class TestRefusals:
             return m.linear(x[x.sum(1) > 0])
 
         self.refused(function, NoRuleError, "what a graph does not know")
+
+    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+    def test_a_tensor_kept_from_another_batch(self):
+        kept: list[Tensor] = []
+        model = of(lambda m, x: m.linear(x) + kept[0] if kept else m.linear(x))
+        attach(model)
+        wrapped = compiled(model)
+        kept.append(wrapped(batch(5)[0]))
+        with pytest.raises(NoRuleError, match="not among its arguments"):
+            wrapped(batch(5)[0])
+
+    def test_the_model_run_by_other_means_within_a_graph(self):
+        """Nothing may call a module while its entrance is away."""
+        model = mlp()
+        attach(model)
+        compiled(model)(batch(5)[0])
+        session = model.__dict__["forward"]._keeper
+        session._regions.running = True
+        with pytest.raises(PrivacyError, match="outside the graph"):
+            model(batch(5)[0])
 
     def test_a_second_backward(self):
         model, b = mlp(), batch(5)

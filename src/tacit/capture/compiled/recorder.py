@@ -16,19 +16,29 @@ from torch import Tensor
 
 from tacit.capture.compiled.parts import Form, take_apart
 from tacit.capture.passes import Pass
-from tacit.errors import PrivacyError
+from tacit.errors import NoRuleError, PrivacyError
 from tacit.rules.contact import refuse_double_backward
 from tacit.uses import Use
 
 
 class Recorder:
-    """Takes the uses of one traced backward, in order."""
+    """Takes the uses of one traced backward, in order.
+
+    Attributes:
+        forward_done: the forward has been traced. What comes before is of a backward within it.
+    """
 
     def __init__(self) -> None:
+        self.forward_done = False
         self.forms: list[Form] = []
         self.parts: list[Tensor] = []
 
     def take(self, name: str, use: Use) -> None:
+        if not self.forward_done:
+            raise NoRuleError(
+                f"a gradient of `{name}` is taken within a compiled forward (torch.autograd.grad): it would be "
+                "recorded beside that of the loss. Call the original model."
+            )
         form, parts = take_apart(name, use)
         self.forms.append(form)
         self.parts += parts

@@ -8,8 +8,8 @@ uncompiled, and as private.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -32,17 +32,13 @@ class Regions:
 
     Args:
         names: which parameters are private.
-        step_aside: takes entrances away, so that dynamo sees the model as it is.
-        step_back: puts them back.
+        aside: takes entrances away for a while, so that dynamo sees the model as it is.
         never: why no forward is compiled; empty if they may be.
     """
 
-    def __init__(
-        self, names: Names, step_aside: Callable[[], None], step_back: Callable[[], None], *, never: str
-    ) -> None:
+    def __init__(self, names: Names, aside: Callable[[], AbstractContextManager[None]], *, never: str) -> None:
         self.running = False
-        self._step_aside = step_aside
-        self._step_back = step_back
+        self._aside = aside
         self._names = names
         self._never = never
         self._regions: dict[tuple[Entrance, int], _Region] = {}
@@ -131,14 +127,6 @@ class Regions:
             raise _UncompiledError(error) from error
         frame.run.plain_only = True  # a compiled backward runs once
         return region.run(Call(frame, entrance.path, _where(entrance), self._names, places), args, kwargs)
-
-    @contextmanager
-    def _aside(self) -> Iterator[None]:
-        self._step_aside()
-        try:
-            yield
-        finally:
-            self._step_back()
 
 
 class _UncompiledError(Exception):

@@ -77,8 +77,9 @@ class Replay:
             PrivacyError: as the capture does.
         """
         steps = self._steps = _Steps(self._graph, self._where)
-        carrier: Tensor = Inside.apply(recorder, forms, *slots)
         given, private = self._prepared(inputs)
+        # Without slots there are no uses: the trial has found that nothing wants a gradient.
+        carrier: Tensor = Inside.apply(recorder, forms, *slots) if slots else torch.zeros(())
         samples = next(v.shape[r.dim] for v, r in zip(inputs, self._roles, strict=True) if r.kind is Kind.BATCH)
         run = Pass(samples, _never)
         run.sink = recorder.take
@@ -95,6 +96,7 @@ class Replay:
                 set_mark(value, Mark(Layout(samples, role.dim)))
         steps.capture = capture
         outputs = steps.run(*given)
+        recorder.forward_done = True
         self._check(outputs, private)
         marks = [mark_of(value) for value in outputs]
         return Seen(tuple(outputs), marks, dict(run.contacts), set(run.tables))
