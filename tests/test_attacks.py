@@ -557,10 +557,3 @@ class TestOrdinaryCode:
             torch.manual_seed(0)
             x = torch.randn(samples, 3, 4).double()
             check_exactness(Rotary().double(), lambda m, b: m(b).square().mean(), x)
-
-    def test_compiled_modules_are_clipped(self):
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(4, K), nn.Tanh())
-        model.compile(backend="eager")
-        x = torch.randn(5, 4).double()
-        check_exactness(model.double(), lambda m, b: m(b).square().mean(), x)
