@@ -140,7 +140,7 @@ def test_one_sample_leaves_what_its_norm_says_in_every_precision(precision: str)
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 def test_random_models_under_compilation() -> None:
     @seed(5)
-    @settings(EVERY_TIME, max_examples=20)
+    @settings(EVERY_TIME, max_examples=10)
     @given(program=programs())
     def exact(program: Program) -> None:
         torch.compiler.reset()

@@ -382,6 +382,17 @@ class TestFallback:
         said = [w for w in caught if issubclass(w.category, FallbackWarning)]
         assert len(said) == (0 if "nothing" in request.node.callspec.id else 1)
 
+    def test_too_many_graphs(self):
+        model = mlp()
+        plain = copy.deepcopy(model)
+        attach(model)
+        wrapped = compiled(model, fullgraph=False, dynamic=False)
+        with torch._dynamo.config.patch(recompile_limit=2), pytest.warns(FallbackWarning, match="recompile_limit"):
+            for samples in (5, 4, 3, 6):
+                b = batch(samples)
+                right = private_gradients(plain, loss, b, max_grad_norm=1.0)[1]
+                assert_close(gradients(model, wrapped, loss, b), right, 1e-9)
+
     @pytest.mark.parametrize("fullgraph", [True, False])
     def test_a_part_compiled_by_itself(self, fullgraph):
         model, b = mlp(), batch(5)

@@ -23,6 +23,11 @@ from tacit.errors import ConfigurationError, FallbackWarning, PrivacyError, Taci
 
 _ADVICE = "It runs uncompiled, and as private."
 
+_TOO_MANY = (
+    "dynamo would have to compile it once more than it may (torch._dynamo.config.recompile_limit). Compile it with "
+    "dynamic=True, and keep what changes from call to call in tensors."
+)
+
 
 class Regions:
     """The compiled forwards of one session.
@@ -171,6 +176,8 @@ class _Region:
                 raise
             inner = error.inner_exception
             raise _UncompiledError(inner if isinstance(inner, TacitError) else error) from error
+        except torch._dynamo.exc.FailOnRecompileLimitHit as error:
+            raise _UncompiledError(ConfigurationError(_TOO_MANY)) from error
         except torch._dynamo.exc.TorchDynamoException as error:
             if call.ran:
                 raise
