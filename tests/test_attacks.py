@@ -557,9 +557,3 @@ class TestOrdinaryCode:
             torch.manual_seed(0)
             x = torch.randn(samples, 3, 4).double()
             check_exactness(Rotary().double(), lambda m, b: m(b).square().mean(), x)
-
-    def test_compiled_modules_are_refused_in_words(self):
-        model = nn.Sequential(nn.Linear(D, K))
-        model.compile(backend="eager")
-        with pytest.raises(NotImplementedError, match="compile"):
-            run(model)

@@ -34,6 +34,7 @@ from tacit.settings import Settings
 from tacit.stats import ClipStats
 from tacit.step import Clipper, Coming, Factors, Releaser
 from tacit.uses import WORKSPACE, Use
+from tacit.validation import plain_module, renew_compiled_wrappers
 
 
 class Attachment:
@@ -90,7 +91,7 @@ class Attachment:
         clip = GhostClipper(clipper, layerwise) if two_passes else layerwise or clipper
         guard = AveragedGuard(required=self.group.count > 1) if self.group.is_set_up else None
         self.session = Session(
-            module,
+            plain_module(module),
             parameters,
             clip,
             batch_first=settings.batch_first,
@@ -101,6 +102,7 @@ class Attachment:
             guard=guard,
             entered=self._look_around,
         )
+        renew_compiled_wrappers(module)
         self.averaging = Averaging(self.group, parameters, guard, ghost=settings.mode == "ghost")
         self._checksums = Checksums(parameters)
         self._release = Releaser(
@@ -335,6 +337,7 @@ class Attachment:
         self.optimizer.discard_pending()  # a clipped sum without noise must not be left for a plain step
         self.averaging.detach()
         self.session.detach()
+        renew_compiled_wrappers(self.module)
         self.optimizer.detach()
         self.catch_up()
 

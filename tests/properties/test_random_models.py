@@ -9,12 +9,14 @@ import torch
 from generator import Program, build, programs
 from hypothesis import HealthCheck, given, reject, seed, settings
 from hypothesis import strategies as st
+from tests.capture.compiled.private import attach, gradients
 from tests.modes import MODES, mode_settings
 from torch import nn
 
 from tacit.capture.marks import map_tensors
+from tacit.checking.reference import without_dropout
 from tacit.errors import MemoryBudgetError
-from tacit.testing import check_exactness, private_gradients
+from tacit.testing import check_exactness, private_gradients, single_sample_loop
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::tacit.errors.FallbackWarning"),
@@ -143,3 +145,25 @@ def test_one_sample_leaves_what_its_norm_says_in_every_precision(precision: str)
                 assert left == 0.0
 
     alone()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_random_models_under_compilation() -> None:
+    @seed(5)
+    @settings(EVERY_TIME, max_examples=10)
+    @given(program=programs())
+    def exact(program: Program) -> None:
+        torch.compiler.reset()
+        case = build(program, torch.float64)
+        extra = () if case.criterion is None else (case.criterion,)
+        right = single_sample_loop(case.model, case.loss_fn, case.batch, criterion=case.criterion)
+        model = without_dropout(copy.deepcopy(case.model))
+        attach(model, right.max_grad_norm, loss_reduction=program.reduction)
+        model.compile(backend="eager", dynamic=True)
+        found = gradients(model, model, lambda m, b: case.loss_fn(m, b, *extra), case.batch)
+        largest = min(float(right.norms.max()), right.max_grad_norm)
+        for name, value in right.sums.items():
+            error = (found.get(name, torch.zeros_like(value)) - value).abs().max()
+            assert float(error) <= 1e-9 * max(largest, 1e-12), name
+
+    exact()

@@ -32,11 +32,13 @@ class Frame:
         run: the pass that it belongs to.
         carrier: what rules take as their first input.
         recomputed_in: the backward that recomputes it, None in the forward itself.
+        traced: it becomes a graph, so that values of tensors cannot be looked at.
     """
 
     run: Pass
     carrier: Tensor
     recomputed_in: int | None = None
+    traced: bool = False
 
 
 class LeafSlot(Slot):
@@ -45,6 +47,7 @@ class LeafSlot(Slot):
     def __init__(self, frame: Frame, name: str) -> None:
         self._run = frame.run
         self._recomputed_in = frame.recomputed_in
+        self._traced = frame.traced
         self._name = name
         if frame.recomputed_in is None:
             frame.run.promise(name)
@@ -55,7 +58,11 @@ class LeafSlot(Slot):
 
     @property
     def room(self) -> Room:
-        return self._run.room
+        return Room() if self._traced else self._run.room
+
+    @property
+    def deferred(self) -> bool:
+        return self._traced
 
     def looked_up(self) -> None:
         self._run.tables.add(self._name)

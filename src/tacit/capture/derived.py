@@ -19,7 +19,7 @@ from tacit.uses import Dense, Gather, Layout, Outer, Room, Routed, Use
 
 _DERIVED = "_tacit_derived"
 _MADE = "_tacit_made"
-_OWN_NODES = ("CarrierBackward", "TieBackward")
+_OWN_NODES = ("CarrierBackward", "TieBackward", "InsideBackward")
 _CHUNK_BYTES = 2**27
 
 
@@ -102,6 +102,10 @@ class ViewSlot(Slot):
     def room(self) -> Room:
         return self._source.room
 
+    @property
+    def deferred(self) -> bool:
+        return self._source.deferred
+
     def record(self, use: Use) -> None:
         self._source.record(use.transposed())
 
@@ -116,6 +120,10 @@ class ReshapedSlot(Slot):
     @property
     def room(self) -> Room:
         return self._source.room
+
+    @property
+    def deferred(self) -> bool:
+        return self._source.deferred
 
     def record(self, use: Use) -> None:
         self._source.record(use.reshaped(self._shape))
@@ -132,6 +140,10 @@ class StackSlot(Slot):
     @property
     def room(self) -> Room:
         return self._source.room
+
+    @property
+    def deferred(self) -> bool:
+        return self._source.deferred
 
     def record(self, use: Use) -> None:
         if isinstance(use, Outer) and len(use.shape) == 2:
@@ -154,6 +166,10 @@ class RowsSlot(Slot):
     def room(self) -> Room:
         return self._source.room
 
+    @property
+    def deferred(self) -> bool:
+        return self._source.deferred
+
     def record(self, use: Use) -> None:
         self._source.record(use.placed(self._first, self._rows))
 
@@ -172,6 +188,10 @@ class DerivedSlot(Slot):
     def room(self) -> Room:
         return self._leaves[0][1].room
 
+    @property
+    def deferred(self) -> bool:
+        return self._leaves[0][1].deferred
+
     def record_rows(self, g: Tensor, dim: int, layout: Layout) -> None:
         """Rows that were looked up by constant numbers, such as positions, are uses of the table itself."""
         ids = looked_up(self._value)
@@ -183,8 +203,16 @@ class DerivedSlot(Slot):
         slot.record(Gather(layout.rows_of(ids.reshape(len(ids), -1, 1)).squeeze(2), rows, table.shape[0]))
 
     def record(self, use: Use) -> None:
+        ids = looked_up(self._value)
+        if ids is not None and isinstance(use, Dense) and len(self._leaves) == 1:
+            ((table, slot),) = self._leaves
+            rows = use.gradients.reshape(use.samples, -1, table.shape[1])
+            slot.record(Gather(ids.reshape(1, -1).expand(use.samples, -1), rows, table.shape[0]))
+            return
         dense = use.dense().to(self._value.dtype)
-        per_leaf = pull_back(self._value, [leaf for leaf, _ in self._leaves], dense)
+        leaves = [leaf for leaf, _ in self._leaves]
+        traced = any(slot.deferred for _, slot in self._leaves)
+        per_leaf = (pull_back_traced if traced else pull_back)(self._value, leaves, dense)
         for (_, slot), gradient in zip(self._leaves, per_leaf, strict=True):
             if gradient is not None:
                 slot.record(Dense(gradient))
@@ -219,6 +247,31 @@ def pull_back(value: Tensor, leaves: Sequence[Tensor], dense: Tensor) -> list[Te
             rows = [_gradients(value, leaves, row, batched=False) for row in part]
             chunks.append([_stacked(column) for column in zip(*rows, strict=True)])
     return [_concatenated(column) for column in zip(*chunks, strict=True)]
+
+
+def pull_back_traced(value: Tensor, leaves: Sequence[Tensor], dense: Tensor) -> list[Tensor | None]:
+    """The same, where the number of samples may be a symbol: all at once, by a vmap that takes symbols."""
+    if len(leaves) == 1 and _is_view(value, leaves[0]):
+        return [_scattered(value, leaves[0], dense)]
+    one = _gradients(value, leaves, dense[0], batched=False)
+    reached = [leaf for leaf, g in zip(leaves, one, strict=True) if g is not None]
+    found = iter(torch.vmap(lambda g: tuple(_gradients(value, reached, g, batched=False)))(dense))
+    return [None if g is None else next(found) for g in one]
+
+
+def _is_view(value: Tensor, leaf: Tensor) -> bool:
+    """Whether all numbers of ``value`` are numbers of ``leaf``, as they are."""
+    same = value.untyped_storage()._cdata == leaf.untyped_storage()._cdata
+    return same and value.dtype == leaf.dtype and leaf.is_contiguous() and not (value.is_neg() or value.is_conj())
+
+
+def _scattered(value: Tensor, leaf: Tensor, dense: Tensor) -> Tensor:
+    """Gradients of a view put where its numbers are in the leaf."""
+    places = torch.arange(leaf.numel(), device=leaf.device)
+    seen = places.as_strided(value.shape, value.stride(), int(value.storage_offset() - leaf.storage_offset()))
+    rows = dense.new_zeros((dense.shape[0], leaf.numel()))
+    rows = rows.index_add(1, seen.reshape(-1), dense.reshape(dense.shape[0], -1))
+    return rows.view(dense.shape[0], *leaf.shape)
 
 
 def _gradients(value: Tensor, leaves: Sequence[Tensor], g: Tensor, *, batched: bool) -> Sequence[Tensor | None]:

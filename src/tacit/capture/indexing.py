@@ -100,6 +100,8 @@ def _masked(source: Tensor, layout: Layout, index: tuple[Any, ...]) -> Layout | 
 
 
 def _sliced(layout: Layout, item: slice, dim: int) -> Layout | None:
+    if item.start in (None, 0) and item.stop is None and item.step in (None, 1):  # also where the size is a symbol
+        return layout.at(dim)
     start, stop, step = item.indices(layout.rows)
     section = layout.section(start, stop) if step == 1 else None
     return None if section is None else section.at(dim)
@@ -129,4 +131,6 @@ def follow_narrow(f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any
     if f.__name__ != "narrow":
         return None
     start = kwargs["start"] if "start" in kwargs else args[2]
-    return _sliced(layout, slice(int(start), int(start) + out.shape[dim]), dim)
+    start = int(start) if isinstance(start, Tensor) else start
+    start = start + layout.rows if start < 0 else start
+    return layout.section(start, start + out.shape[dim])

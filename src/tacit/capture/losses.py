@@ -11,13 +11,14 @@ from torch import Tensor
 
 from tacit.capture.marks import mark_of
 from tacit.errors import CoupledLossWarning, MixingError
+from tacit.uses import Layout
 
 COUPLING = (F.cross_entropy, F.nll_loss)
 _NAMES = ("input", "target", "weight", "size_average", "ignore_index", "reduce", "reduction")
 
 
 def uncoupled_mean(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], where: str
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], where: str, *, traced: bool = False
 ) -> Tensor | None:
     """Compute a mean over tokens as the mean over samples of each one's own mean, where the two differ.
 
@@ -46,6 +47,8 @@ def uncoupled_mean(
         return None
     layout = mark.layout
     counted = layout.rows_of((target != given.get("ignore_index", -100)).unsqueeze(-1)).sum((1, 2))
+    if traced:  # the numbers are not known: the mean of means is right in either case
+        return _mean_of_means(func, given, layout, counted)
     if bool((counted == counted[0]).all()):
         return None
     warnings.warn(
@@ -56,6 +59,10 @@ def uncoupled_mean(
         CoupledLossWarning,
         stacklevel=2,
     )
+    return _mean_of_means(func, given, layout, counted)
+
+
+def _mean_of_means(func: Callable[..., Any], given: Mapping[str, Any], layout: Layout, counted: Tensor) -> Tensor:
     settings = {name: value for name, value in given.items() if name not in ("size_average", "reduce")}
     losses = func(**settings | {"reduction": "none"})
     totals = layout.rows_of(losses.unsqueeze(-1)).sum((1, 2))

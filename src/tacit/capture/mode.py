@@ -49,7 +49,7 @@ class Capture(TorchFunctionMode):
 
     Args:
         names: which parameters are private.
-        state_at: names the parameter or buffer at an address.
+        state_at: names the parameter or buffer that a tensor is part of.
         describe_module: names the module that is running.
         failed: is told of an error in a call, and of the call's parameters, before it is raised.
     """
@@ -57,7 +57,7 @@ class Capture(TorchFunctionMode):
     def __init__(
         self,
         names: Names,
-        state_at: Callable[[int], str | None],
+        state_at: Callable[[Tensor], str | None],
         describe_module: Callable[[], str],
         failed: Callable[[NoRuleError | LayoutError, Sequence[Tensor]], None],
     ) -> None:
@@ -96,7 +96,8 @@ class Capture(TorchFunctionMode):
         if func in _BATCH_NORMS or func in _INSTANCE_NORMS:
             self._refuse_statistics(func, args, kwargs)
         if func in COUPLING and not trainable:
-            mean = uncoupled_mean(func, args, kwargs, self._describe_module())
+            traced = self.frame is not None and self.frame.traced
+            mean = uncoupled_mean(func, args, kwargs, self._describe_module(), traced=traced)
             if mean is not None:
                 set_mark(mean, Mark(None, lost=func.__name__, reduced=True))
                 return mean
@@ -198,7 +199,7 @@ class Capture(TorchFunctionMode):
                 clear_mark(value)
 
     def _refuse_state(self, func: Any, target: Tensor) -> None:
-        name = self._state_at(target.untyped_storage().data_ptr())
+        name = self._state_at(target)
         if name is not None:
             raise MixingError(
                 f"`{func.__name__}` in {self._describe_module()} writes something computed from the batch into "

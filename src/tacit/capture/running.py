@@ -23,11 +23,11 @@ class Runner:
 
     Args:
         names: which parameters are private.
-        state_at: names the parameter or buffer at an address.
+        state_at: names the parameter or buffer that a tensor is part of.
         apart: run every forward on one copy of the parameters for each sample.
     """
 
-    def __init__(self, names: Names, state_at: Callable[[int], str | None], *, apart: bool) -> None:
+    def __init__(self, names: Names, state_at: Callable[[Tensor], str | None], *, apart: bool) -> None:
         self.capture = Capture(names, state_at, self.here, self._note)
         self._fallback = Fallback(self.capture, everything=apart)
         self._path: list[tuple[Entrance, bool]] = []  # and whether gradients were on when it was entered

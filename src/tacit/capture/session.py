@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from tacit.capture.boundary import bounded
+from tacit.capture.compiled import Regions
 from tacit.capture.contact import Frame, Names
-from tacit.capture.entrance import Entrance
+from tacit.capture.entrance import Entrance, Entrances
 from tacit.capture.gates import make_carrier, tie
 from tacit.capture.guard import LeakGuard
 from tacit.capture.inputs import batch_size, check_blank, empty_outputs, one_sample, size_of
@@ -20,8 +22,12 @@ from tacit.capture.passes import Clip, ClippedSums, Pass, current_task
 from tacit.capture.recomputation import Recomputation
 from tacit.capture.running import Runner
 from tacit.capture.units import units_of
-from tacit.errors import ConfigurationError, MemoryBudgetError, MixingError, SecondBackwardError
+from tacit.errors import MemoryBudgetError, MixingError, PrivacyError, SecondBackwardError
 from tacit.uses import SHARE, Layout, Room, Units, Use, free_memory
+
+_WHOLE_APART = (
+    'grad_sample_mode="functorch" runs the whole model under torch.vmap, sample by sample. Use "auto" to compile it.'
+)
 
 
 class Session:
@@ -83,14 +89,10 @@ class Session:
         self._constants: dict[Entrance, set[int]] = {}
         self._current: tuple[Pass, Tensor, tuple[object, ...]] | None = None
         self._clipped_task = -1
-        self._entrances = [Entrance(m, name or "the model", self) for name, m in module.named_modules()]
-        for entrance in self._entrances:
-            if isinstance(entrance.module, torch.jit.ScriptModule):
-                raise ConfigurationError(
-                    f"{entrance.path} is a TorchScript module, whose calls cannot be seen. Pass the original."
-                )
-        for entrance in self._entrances:
-            entrance.install()
+        self._entrances = Entrances(module, self)
+        self._regions = Regions(
+            self._runner.capture.names, self._entrances.stepped_aside, never=_WHOLE_APART if apart else ""
+        )
         for name, parameter in self.parameters.items():
             if parameter.requires_grad:
                 self.guard.watch(name, parameter)
@@ -104,28 +106,37 @@ class Session:
         """The pass whose forward ran and whose backward did not, and its carrier."""
         return None if self._current is None else self._current[:2]
 
+    @property
+    def passing(self) -> bool:
+        return self._entrances.aside
+
     def forget(self) -> None:
         """Let the next forward begin a new pass."""
         self._current = None
 
     def detach(self) -> None:
         self.enabled = False
-        for entrance in self._entrances:
-            entrance.remove()
+        self._entrances.remove()
         self.guard.remove()
         self._recomputation.forget()
+        self._regions.forget()
         self.forget()
 
     # Entering a module
 
     def enter(self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         frame = self._runner.capture.frame
+        if self._regions.running:  # entered by a way that was not put aside
+            raise PrivacyError(
+                f"{entrance.path} ran outside the graph that was compiled of its model, where nobody sees it. Call the "
+                "original model."
+            )
         if self._runner.capture.apart:
             return entrance.inner(*args, **kwargs)
         if frame is not None:
             return self._recomputation.watch(frame, entrance, args, kwargs)
         if torch.compiler.is_compiling():
-            raise NotImplementedError("torch.compile is not supported yet: call the original model.")
+            raise NotImplementedError("a private model cannot be exported or traced: detach() it first.")
         if not (self.enabled and torch.is_grad_enabled()):
             self._recomputation.note(entrance)
             return entrance.inner(*args, **kwargs)
@@ -136,7 +147,22 @@ class Session:
             return self._recomputation.run(entrance, args, kwargs, self._device)
         return self._outermost(entrance, args, kwargs)
 
-    def _outermost(self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def enter_compiled(self, entrance: Entrance, callback: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a module that torch.compile calls."""
+        if self._runner.capture.frame is not None and not self._runner.capture.apart:
+            self._regions.uncompiled(callback, entrance)
+            return self.enter(entrance, args, kwargs)
+        if self._regions.running or self._runner.capture.apart or current_task() != -1:
+            return self.enter(entrance, args, kwargs)
+        if self.enabled and torch.is_grad_enabled():
+            if entrance.module.training:
+                return self._outermost(entrance, args, kwargs, callback)
+            self.guard.unwatched_forward = entrance.path
+        return self._regions.run_plain(callback, entrance, args, kwargs)
+
+    def _outermost(
+        self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any], callback: Any = None
+    ) -> Any:
         if self._entered is not None:
             self._entered()
         refuse_batch_counts(kwargs, entrance.path)
@@ -161,7 +187,17 @@ class Session:
             for value in batch:
                 set_mark(value, Mark(Layout(run.samples, self._batch_dim if value.dim() > self._batch_dim else 0)))
             self._recomputation.remember(entrance, run, args, kwargs)
-            out = self._runner.until_it_fits(Frame(run, carrier), entrance, args, kwargs, self._device)
+            frame = Frame(run, carrier)
+            as_it_is = functools.partial(self._runner.until_it_fits, frame, entrance, args, kwargs, self._device)
+            if callback is None:
+                out = as_it_is()
+            elif self._limited and self._clip.holds:
+                raise MemoryBudgetError(
+                    "what a compiled forward will hold for the clip is not known beforehand, and two passes cannot be "
+                    "run over it. Call the original model, use clipping='per_layer', or leave memory_budget out."
+                )
+            else:
+                out = self._regions.run(callback, frame, entrance, args, kwargs, as_it_is)
             run.room.open()
             if run.bounded or (self._limited and self._clip.holds and run.room.exceeded):
                 out = self._behind_boundary(run, carrier, out)
@@ -285,15 +321,15 @@ class Session:
         run.inputs.clear()
         return clipped
 
-    def _state_at(self, address: int) -> str | None:
-        """The name of the parameter or buffer whose storage is at ``address``."""
+    def _state_at(self, tensor: Tensor) -> str | None:
+        """The name of the parameter or buffer whose storage a tensor is in."""
         if self._addresses is None:
             self._addresses = {
                 value.untyped_storage().data_ptr(): f"{entrance.path}.{name}"
                 for entrance in self._entrances
                 for name, value in _state_of(entrance.module)
             }
-        return self._addresses.get(address)
+        return self._addresses.get(tensor.untyped_storage().data_ptr())
 
 
 def _state_of(module: nn.Module) -> list[tuple[str, Tensor]]:

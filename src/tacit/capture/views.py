@@ -38,7 +38,7 @@ def note_view(function: Callable[..., Any], args: tuple[Any, ...], out: Any) -> 
 
 
 def _kind(function: Callable[..., Any], args: tuple[Any, ...], source: Tensor, out: Tensor) -> str | None:
-    same = out.data_ptr() == source.data_ptr()
+    same = _storage(out) == _storage(source) and out.storage_offset() == source.storage_offset()
     if function in _EXPANSIONS:
         return "expand"
     if function in _RESHAPES:
@@ -60,10 +60,15 @@ def _first_row(part: Any, source: Tensor) -> int | None:
         return None
     if part.shape[1:] != source.shape[1:] or part.stride() != source.stride() or not source.stride(0):
         return None
-    if part.untyped_storage().data_ptr() != source.untyped_storage().data_ptr():
+    if _storage(part) != _storage(source):
         return None
     first, rest = divmod(int(part.storage_offset() - source.storage_offset()), source.stride(0))
     return first if not rest and 0 <= first <= source.shape[0] - part.shape[0] else None
+
+
+def _storage(value: Tensor) -> int:
+    """Which storage a tensor is in; in a trace it has an identity, too, but no address."""
+    return int(value.untyped_storage()._cdata)
 
 
 def _note(out: Tensor, kind: str, source: Tensor) -> None:
@@ -101,6 +106,8 @@ def before_expansion(value: Tensor, dim: int) -> Tensor:
     if not same or padded[dim] != 1:
         return value
     target = [1 if i == dim else size for i, size in enumerate(value.shape)]
+    if tuple(target) == tuple(source.shape):
+        return source
     shaped: Tensor = source.reshape(padded).expand(target)
     return shaped
 

@@ -28,7 +28,7 @@ class PerSample(torch.autograd.Function):
         if guarded:
             ctx.save_for_backward(SENTINEL)
         ctx.slot = slot
-        slot.room.expect(samples * value.nbytes)
+        slot.expect(lambda: samples * value.nbytes)
         return value.expand(samples, *value.shape)
 
     @staticmethod
@@ -45,7 +45,7 @@ class PerRow(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, carrier: Tensor, value: Tensor, dim: int, layout: Layout, slot: Slot) -> Tensor:
         ctx.settings = dim, layout, slot
-        slot.room.expect(layout.samples * value.nbytes)
+        slot.expect(lambda: layout.samples * value.nbytes)
         return value.view_as(value)
 
     @staticmethod

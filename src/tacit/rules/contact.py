@@ -31,6 +31,16 @@ class Slot(ABC):
         """How much may be held of uses until the clip."""
         return Room()
 
+    @property
+    def deferred(self) -> bool:
+        """Whether uses leave a graph as tensors: a rule then records what it has and forms nothing dense of it."""
+        return False
+
+    def expect(self, size: Callable[[], int]) -> None:
+        """Say how many bytes a use will hold at least. In a graph of any batch size there is no such number."""
+        if not self.deferred:
+            self.room.expect(size())
+
     def looked_up(self) -> None:  # noqa: B027  only the parameter itself can be a table
         """Rows of the parameter are looked up in this forward."""
 

@@ -46,7 +46,7 @@ class ConvFunction(torch.autograd.Function):
         function = FUNCTIONS[x.dim() - 2]
         y = function(x, weight, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
         if weight_slot is not None:
-            weight_slot.room.expect(min(x.nbytes + y.nbytes, layout.samples * weight.nbytes))
+            weight_slot.expect(lambda: min(x.nbytes + y.nbytes, layout.samples * weight.nbytes))
         ctx.save_for_backward(SENTINEL, x.to(y.dtype), weight.to(y.dtype))
         ctx.settings = geometry, layout, weight_slot, bias_slot, x.dtype
         return y
@@ -57,7 +57,10 @@ class ConvFunction(torch.autograd.Function):
         _, x, weight = ctx.saved_tensors
         geometry, layout, weight_slot, bias_slot, dtype = ctx.settings
         if weight_slot is not None:
-            weight_slot.record(weight_use(x, g, weight, geometry, layout, weight_slot.room))
+            if weight_slot.deferred:
+                weight_slot.record(_undecided(x, g, weight, geometry, layout))
+            else:
+                weight_slot.record(weight_use(x, g, weight, geometry, layout, weight_slot.room))
         if bias_slot is not None:
             bias_slot.record(Dense(layout.rows_of(g.flatten(2).sum(2)).sum(1)))
         gradient = None
@@ -85,6 +88,18 @@ def weight_use(x: Tensor, g: Tensor, weight: Tensor, geometry: Geometry, layout:
     return use
 
 
+def _undecided(x: Tensor, g: Tensor, weight: Tensor, geometry: Geometry, layout: Layout) -> Use:
+    """What :func:`weight_use` decides on later; whole gradients at once where a sample has several rows."""
+    if layout.samples == x.shape[0]:
+        return Patches(x, g, weight.shape, geometry)
+    return _whole(x, g, weight.shape, geometry, layout)
+
+
+def _whole(x: Tensor, g: Tensor, shape: torch.Size, geometry: Geometry, layout: Layout) -> Use:
+    rows = row_gradients(x, g, shape, geometry)
+    return Dense(layout.split(rows).reshape(layout.samples, -1, *shape).sum(1))
+
+
 def _forms(
     x: Tensor, g: Tensor, shape: torch.Size, geometry: Geometry, layout: Layout
 ) -> tuple[dict[str, Callable[[], Use]], dict[str, int]]:
@@ -96,17 +111,13 @@ def _forms(
         The forms by name, and what each may hold until the clip, in bytes.
     """
 
-    def grouped() -> Use:
-        rows = row_gradients(x, g, shape, geometry)
-        return Dense(layout.split(rows).reshape(layout.samples, -1, *shape).sum(1))
-
     def unfolded() -> Use:
         patches, rows = unfold(x, shape[2:], geometry), g.flatten(2).transpose(1, 2)
         return outer_use(_positions(layout, patches), _positions(layout, rows), shape, room=Room())
 
     positions = prod(g.shape[2:])
     sizes = {"grouped": shape.numel()}
-    forms: dict[str, Callable[[], Use]] = {"grouped": grouped}
+    forms: dict[str, Callable[[], Use]] = {"grouped": lambda: _whole(x, g, shape, geometry, layout)}
     if geometry.groups == 1:
         sizes["unfolded"], forms["unfolded"] = positions * prod(shape[1:]), unfolded
     # On a GPU a convolution may run in TF32 where the product of Gram matrices does not: norm and sum would differ.

@@ -41,7 +41,7 @@ class ConvTransposeFunction(torch.autograd.Function):
         settings = (geometry.stride, geometry.padding, extra, geometry.groups, geometry.dilation)
         y: Tensor = function(x, weight, bias, *settings)
         if weight_slot is not None:
-            weight_slot.room.expect(min(x.nbytes + y.nbytes, layout.samples * weight.nbytes))
+            weight_slot.expect(lambda: min(x.nbytes + y.nbytes, layout.samples * weight.nbytes))
         ctx.save_for_backward(SENTINEL, x.to(y.dtype), weight.to(y.dtype))
         ctx.settings = geometry, layout, weight_slot, bias_slot, x.dtype
         return y

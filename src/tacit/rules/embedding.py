@@ -32,7 +32,7 @@ class EmbeddingFunction(torch.autograd.Function):
         ctx.save_for_backward(SENTINEL, ids)
         ctx.settings = weight.shape, padding_idx, by_frequency, layout, slot
         y = F.embedding(ids, weight)
-        slot.room.expect(ids.nbytes + y.nbytes)
+        slot.expect(lambda: ids.nbytes + y.nbytes)
         return y
 
     @staticmethod

@@ -46,7 +46,7 @@ class LinearFunction(torch.autograd.Function):
     ) -> Tensor:
         y = F.linear(x, weight.t() if flipped else weight, bias)
         if weight_slot is not None:
-            expect_outer(weight_slot.room, layout.samples, x.numel() // x.shape[-1], weight)
+            weight_slot.expect(lambda: least_of_outer(layout.samples, x.numel() // x.shape[-1], weight))
         # Under autocast the product ran in y's type: keep what it read, not what it was given.
         ctx.save_for_backward(SENTINEL, x.to(y.dtype), weight.to(y.dtype))
         ctx.settings = flipped, layout, weight_slot, bias_slot, x.dtype
@@ -58,12 +58,7 @@ class LinearFunction(torch.autograd.Function):
         _, x, weight = ctx.saved_tensors
         flipped, layout, weight_slot, bias_slot, dtype = ctx.settings
         if weight_slot is not None:
-            rows = layout.rows_of(x), layout.rows_of(g)
-            # A tied head is joined with its table, which needs its two factors.
-            tied = weight_slot.table
-            form = Outer if tied else partial(outer_use, room=weight_slot.room)
-            use = form(*rows, weight.shape, flipped=flipped)
-            weight_slot.record(use)
+            record_outer(weight_slot, layout.rows_of(x), layout.rows_of(g), weight.shape, flipped=flipped)
         if bias_slot is not None:
             bias_slot.record(Dense(layout.rows_of(g).sum(1)))
         gradient = None
@@ -72,10 +67,27 @@ class LinearFunction(torch.autograd.Function):
         return None, gradient, None, None, None, None, None, None
 
 
-def expect_outer(room: Room, samples: int, rows: int, weight: Tensor) -> None:
-    """Say what the use of a matrix will hold at least: factors of all rows, or a whole gradient of each sample."""
+def least_of_outer(samples: int, rows: int, weight: Tensor) -> int:
+    """Bytes that the use of a matrix holds at least: factors of all rows, or a whole gradient of each sample."""
     factors, whole = rows * sum(weight.shape), samples * weight.numel()
-    room.expect(min(factors, whole) * weight.element_size())
+    return min(factors, whole) * weight.element_size()
+
+
+def record_outer(
+    slot: Slot,
+    a: Tensor,
+    g: Tensor,
+    shape: torch.Size,
+    *,
+    flipped: bool = False,
+    gram: Gram | None = None,
+    sharing: int = 1,
+) -> None:
+    """Record :func:`outer_use`; or the two factors, where they are joined with a table, or decided on later."""
+    if slot.table or slot.deferred:
+        slot.record(Outer(a, g, shape, flipped=flipped, gram=gram))
+    else:
+        slot.record(outer_use(a, g, shape, room=slot.room, flipped=flipped, gram=gram, sharing=sharing))
 
 
 def outer_use(

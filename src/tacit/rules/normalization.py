@@ -127,6 +127,9 @@ class GroupNormFunction(torch.autograd.Function):
         _, x, weight, mean, rstd = ctx.saved_tensors
         groups, layout, weight_slot, bias_slot = ctx.settings
         size, channels = x.shape[:2]
+        slots = weight_slot, bias_slot
+        if any(slot is not None and slot.deferred for slot in slots):
+            return _group_norm_gradients(g, x, weight, mean, rstd, ctx)
         # Rows folded into channels: one native call gives the input gradient and each row's affine gradients.
         folded = weight.repeat(size) if weight is not None else None
         wanted = [ctx.needs_input_grad[1], weight_slot is not None, bias_slot is not None]
@@ -142,10 +145,31 @@ class GroupNormFunction(torch.autograd.Function):
             size * groups,
             wanted,
         )
-        for slot, gradient in zip((weight_slot, bias_slot), gradients[1:], strict=True):
+        for slot, gradient in zip(slots, gradients[1:], strict=True):
             if slot is not None:
                 slot.record(Dense(layout.rows_of(gradient.view(size, channels)).sum(1)))
         return None, gradients[0].view(x.shape) if wanted[0] else None, *[None] * 7
+
+
+def _group_norm_gradients(
+    g: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor, ctx: Any
+) -> tuple[Any, ...]:
+    """The same in plain calls, for a graph: the number of groups of the native one must not depend on the batch."""
+    groups, layout, weight_slot, bias_slot = ctx.settings
+    size, channels = x.shape[:2]
+    if weight_slot is not None:
+        apart = x.view(size, groups, -1)
+        products = ((apart - mean[..., None]) * rstd[..., None]).view_as(x) * g
+        weight_slot.record(Dense(layout.rows_of(products.flatten(2).sum(2)).sum(1)))
+    if bias_slot is not None:
+        bias_slot.record(Dense(layout.rows_of(g.flatten(2).sum(2)).sum(1)))
+    gradient = None
+    if ctx.needs_input_grad[1]:
+        area = x[0, 0].numel()
+        gradient = torch.ops.aten.native_group_norm_backward(
+            g.contiguous(), x, mean, rstd, weight, size, channels, area, groups, [True, False, False]
+        )[0]
+    return None, gradient, *[None] * 7
 
 
 @rule_for(F.group_norm, torch.group_norm)

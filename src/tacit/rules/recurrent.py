@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from tacit.rules.broadcast import per_sample
 from tacit.rules.contact import SENTINEL, Contact, Slot, refuse_double_backward
-from tacit.rules.linear import expect_outer, outer_use
+from tacit.rules.linear import least_of_outer, record_outer
 from tacit.rules.recurrent_cells import Cell, GruCell, LstmCell, PlainCell, Sequences, Weights
 from tacit.rules.registry import rule_for
 from tacit.uses import Dense, Gram, Layout
@@ -45,7 +46,7 @@ class RecurrentFunction(torch.autograd.Function):
         out = cell.forward(x, h0, c0, Weights(**dict(zip(names, weights, strict=True))), lengths)
         for slot, weight in zip(slots, weights, strict=True):
             if slot is not None and weight.dim() == 2:
-                expect_outer(slot.room, layout.samples, x.shape[0] * x.shape[1], weight)
+                slot.expect(partial(_least, layout, x, weight))
         ctx.save_for_backward(SENTINEL, x, h0, c0, lengths, out[0], *weights)
         ctx.settings = cell, layout, slots, names
         return out
@@ -72,9 +73,7 @@ class RecurrentFunction(torch.autograd.Function):
                 error = layout.rows_of(errors.projected[1]) if error is None else error
                 shared = gram if error is of_input else None
                 shape = getattr(weights, name).shape
-                slot.record(
-                    outer_use(read(), error, shape, room=slot.room, gram=shared, sharing=1 if shared is None else 2)
-                )
+                record_outer(slot, read(), error, shape, gram=shared, sharing=1 if shared is None else 2)
         total = of_input.sum(1)
         for name, error in (("b_ih", total), ("b_hh", total if gram is not None else of_state.sum(1))):
             slot = by_name.get(name)
@@ -84,6 +83,10 @@ class RecurrentFunction(torch.autograd.Function):
         if ctx.needs_input_grad[2]:  # errors are batch-major in memory: so it is one product
             gx = (errors.of_input.transpose(0, 1) @ weights.w_ih).transpose(0, 1)
         return None, None, gx, errors.h0, errors.c0, *[None] * (4 + len(values))
+
+
+def _least(layout: Layout, x: Tensor, weight: Tensor) -> int:
+    return least_of_outer(layout.samples, x.shape[0] * x.shape[1], weight)
 
 
 @dataclass(frozen=True, slots=True)

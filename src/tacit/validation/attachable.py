@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import LBFGS, Optimizer
 
 from tacit.distributed import is_sharded
 from tacit.errors import ConfigurationError, MixingError
+from tacit.validation.compiled import plain_module
 
 
 def check_attachable(module: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:
     """Return the parameters to be made private, by name: those that the optimizer steps.
+
+    A compiled model's are those of the model inside.
 
     Raises:
         ConfigurationError: they are of the wrong kind, do not belong together, or are private already.
@@ -27,6 +29,7 @@ def check_attachable(module: nn.Module, optimizer: Optimizer) -> dict[str, nn.Pa
         raise ConfigurationError(
             "LBFGS evaluates the loss many times a step, and each would be a release. Use another optimizer."
         )
+    module = plain_module(module)
     _check_wrappers(module)
     private = [name or "the model" for name, m in module.named_modules() if _is_private(m)]
     if private:
@@ -53,9 +56,6 @@ def _check_wrappers(module: nn.Module) -> None:
             "parameters that are spread over processes (FSDP, tensor parallelism) are not supported yet. Use "
             "DistributedDataParallel, or train in one process."
         )
-    compiled = any(m._compiled_call_impl is not None for m in module.modules())
-    if compiled or isinstance(module, torch._dynamo.OptimizedModule):
-        raise NotImplementedError("torch.compile is not supported yet. Pass the original model.")
 
 
 def _check_batch_norm(module: nn.Module) -> None:

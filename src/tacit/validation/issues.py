@@ -92,8 +92,6 @@ def _of_module(module: nn.Module) -> list[tuple[str, bool]]:
         found.append(("a TorchScript module, whose calls cannot be seen. Pass the original.", False))
     if isinstance(module, nn.DataParallel):
         found.append(("nn.DataParallel runs copies of the model. Pass the model inside.", False))
-    if module._compiled_call_impl is not None or isinstance(module, torch._dynamo.OptimizedModule):
-        found.append(("torch.compile is not supported yet. Pass the original.", False))
     return found
 
 
