@@ -1,4 +1,4 @@
-"""The command line, from the root of the repository: ``python -m benchmarks run``, ``scaling`` or ``profile``."""
+"""The command line, from the root: ``python -m benchmarks run``, ``scaling``, ``profile`` or ``ranking``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import profiling, run, scaling
+from benchmarks import profiling, ranking, run, scaling
 from benchmarks.contestants import CHOICES
 from benchmarks.device import DEVICES, present
 from benchmarks.registry import BY_NAME, GROUPS, QUICK
@@ -22,6 +22,7 @@ def parser() -> argparse.ArgumentParser:
     _add_run(commands.add_parser("run", help="time private steps beside plain ones"))
     _add_scaling(commands.add_parser("scaling", help="how the cost grows with the batch, the width, and so on"))
     _add_profile(commands.add_parser("profile", help="where the time of a private step goes"))
+    _add_ranking(commands.add_parser("ranking", help="predicted and measured costs of forms, on random shapes"))
     for each in commands.choices.values():
         each.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where the JSON lines go")
     return top
@@ -53,6 +54,12 @@ def _add_profile(parser: argparse.ArgumentParser) -> None:
     _add_case(parser)
     parser.add_argument("--rounds", type=_rounds, default=15, help="steps that count (default 15)")
     parser.set_defaults(work=profiling.command)
+
+
+def _add_ranking(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shapes", type=int, default=40, help="how many (default 40)")
+    parser.add_argument("--seed", type=int, default=0, help="which (default 0)")
+    parser.set_defaults(work=ranking.command)
 
 
 def _add_case(parser: argparse.ArgumentParser) -> None:

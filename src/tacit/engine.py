@@ -79,6 +79,7 @@ class PrivacyEngine(PrivateRun):
         ledger: str | Path | Ledger | None = None,
         memory_budget: int | None = None,
         tune: str = "predict",
+        fast_matmul: bool = False,
     ) -> tuple[Any, ...]:
         """Make training private.
 
@@ -120,6 +121,8 @@ class PrivacyEngine(PrivateRun):
             tune: how strategies for matrix products are chosen: ``"predict"``, by rates of the device that are measured
                 once and kept on disk; ``"measure"``, by timing them once for each shape. (Those for convolutions are
                 always timed.) With ``torch.use_deterministic_algorithms(True)`` nothing is timed.
+            fast_matmul: let oneDNN form float32 products instead of MKL, in the whole process and until ``detach()``. A
+                probe decides: where it is not quicker, or not as accurate, there is a warning and nothing changes.
 
         Returns:
             ``(model, optimizer, data_loader)``; with ``"ghost"`` also the criterion, fourth.
@@ -137,7 +140,9 @@ class PrivacyEngine(PrivateRun):
             names = _trainable(optimizer, model)
             plan = PrivacyPlan(noise_multiplier, max_grad_norm, clipping, loss_reduction, sampled, names)
             generator = self._generator(noise_generator)
-            settings = Settings.of(grad_sample_mode, batch_first, generator, sample_index, memory_budget, tune)
+            settings = Settings.of(
+                grad_sample_mode, batch_first, generator, sample_index, memory_budget, tune, fast_matmul
+            )
             _check_first(model, check, plan.loss_reduction, settings, criterion)
             return plan, settings
 
@@ -172,6 +177,7 @@ class PrivacyEngine(PrivateRun):
         ledger: str | Path | Ledger | None = None,
         memory_budget: int | None = None,
         tune: str = "predict",
+        fast_matmul: bool = False,
     ) -> tuple[Any, ...]:
         """Make training private with the least noise for which the planned run ends at or below ``target_epsilon``.
 
@@ -193,7 +199,9 @@ class PrivacyEngine(PrivateRun):
             self._check(model, optimizer, grad_sample_mode, criterion)
             draft = PrivacyPlan(1.0, max_grad_norm, clipping, loss_reduction, sampled, _trainable(optimizer, model))
             generator = self._generator(noise_generator)
-            settings = Settings.of(grad_sample_mode, batch_first, generator, sample_index, memory_budget, tune)
+            settings = Settings.of(
+                grad_sample_mode, batch_first, generator, sample_index, memory_budget, tune, fast_matmul
+            )
             _check_first(model, check, loss_reduction, settings, criterion)
             return draft, settings, planned_steps(sampled, epochs, steps)
 

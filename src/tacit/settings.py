@@ -24,6 +24,7 @@ class Settings:
         sample_index: where a batch says which unit of privacy each of its rows belongs to.
         memory_budget: bytes that may be held until the clip; None if nobody has said.
         tune: ``"predict"`` or ``"measure"``: how strategies are chosen.
+        fast_matmul: let oneDNN form products in float32 where it is quicker and as accurate.
     """
 
     mode: str
@@ -32,6 +33,7 @@ class Settings:
     sample_index: str | int | None = None
     memory_budget: int | None = None
     tune: str = "predict"
+    fast_matmul: bool = False
 
     @classmethod
     def of(
@@ -42,6 +44,7 @@ class Settings:
         sample_index: str | int | None,
         memory_budget: int | None,
         tune: str,
+        fast_matmul: bool,
     ) -> Settings:
         """Check what was asked for, and return it.
 
@@ -55,6 +58,8 @@ class Settings:
         mode = MODES[grad_sample_mode]
         if tune not in TUNES:
             raise ConfigurationError(f"tune={tune!r}: say {' or '.join(map(repr, TUNES))}.")
+        if not isinstance(fast_matmul, bool):
+            raise ConfigurationError(f"fast_matmul={fast_matmul!r}: it is True or False.")
         if memory_budget is not None:
             check_number("memory_budget", memory_budget, zero=False)
             if mode != "auto":
@@ -62,4 +67,4 @@ class Settings:
                     "memory_budget= belongs to grad_sample_mode='auto', where it decides how many passes are run; "
                     f"{grad_sample_mode!r} does as its name says. Leave one of them out."
                 )
-        return cls(mode, batch_first, noise_generator, sample_index, memory_budget, tune)
+        return cls(mode, batch_first, noise_generator, sample_index, memory_budget, tune, fast_matmul)

@@ -3,7 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from tacit import PrivacyEngine
+from tacit.errors import ConfigurationError
 from tacit.testing import private_gradients
 from tacit.uses import Dense, Fingerprint, FullPrecision, Gather, Outer
 from tacit.uses.fast_matmul import FastMatmul, is_trusted, probe
@@ -101,3 +104,22 @@ def test_other_rows_or_shapes_are_a_difference():
     assert not bool(Fingerprint(table).differs(Fingerprint(Gather(ids.clone(), g.clone(), 5))))
     assert bool(Fingerprint(table).differs(Fingerprint(Gather(ids.flip(1), g, 5))))
     assert bool(Fingerprint(table).differs(Fingerprint(Gather(ids[:, :2], g[:, :2], 5))))
+
+
+def test_the_setting_ends_with_the_run(monkeypatch):
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    monkeypatch.setattr("tacit.uses.fast_matmul.probe", lambda: "")
+    model, engine = nn.Linear(3, 2), PrivacyEngine()
+    made = {
+        "module": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "data_loader": DataLoader(TensorDataset(torch.randn(6, 3)), batch_size=3),
+        "noise_multiplier": 1.0,
+        "max_grad_norm": 1.0,
+    }
+    with pytest.raises(ConfigurationError, match="True or False"):
+        engine.make_private(**made, fast_matmul="yes")
+    engine.make_private(**made, fast_matmul=True)
+    assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    engine.detach()
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
