@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tacit.capture.crossings import CrossingSlot, crossing_of
-from tacit.capture.derived import DerivedSlot, ReshapedSlot, RowsSlot, StackSlot, ViewSlot, leaves_of, was_made
+from tacit.capture.derived import DerivedSlot, ReshapedSlot, RowsSlot, StackSlot, TransposedSlot, leaves_of, was_made
 from tacit.capture.entrance import Entrance
 from tacit.capture.marks import Mark, mark_of, set_mark
 from tacit.capture.passes import Pass
@@ -141,7 +141,7 @@ class CaptureContact(Contact):
         source = transposed_source(value)
         if source is not None:
             slot = self._find_slot(source)
-            return None if slot is None else ViewSlot(slot)
+            return None if slot is None else TransposedSlot(slot)
         shaped = reshaped_source(value)
         if shaped is not None:
             slot = self._find_slot(shaped)

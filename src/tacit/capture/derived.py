@@ -93,7 +93,7 @@ def trace(value: Tensor) -> tuple[list[Tensor], bool]:
 
 
 class ViewSlot(Slot):
-    """Takes uses of a matrix's transpose."""
+    """Takes uses of something that is a part or a form of a parameter."""
 
     def __init__(self, source: Slot) -> None:
         self._source = source
@@ -106,44 +106,32 @@ class ViewSlot(Slot):
     def deferred(self) -> bool:
         return self._source.deferred
 
+
+class TransposedSlot(ViewSlot):
+    """Takes uses of a matrix's transpose."""
+
     def record(self, use: Use) -> None:
         self._source.record(use.transposed())
 
 
-class ReshapedSlot(Slot):
+class ReshapedSlot(ViewSlot):
     """Takes uses of a parameter in another shape."""
 
     def __init__(self, source: Slot, shape: torch.Size) -> None:
-        self._source = source
+        super().__init__(source)
         self._shape = shape
-
-    @property
-    def room(self) -> Room:
-        return self._source.room
-
-    @property
-    def deferred(self) -> bool:
-        return self._source.deferred
 
     def record(self, use: Use) -> None:
         self._source.record(use.reshaped(self._shape))
 
 
-class StackSlot(Slot):
+class StackSlot(ViewSlot):
     """Takes uses of one matrix of a stack, such as one expert's."""
 
     def __init__(self, source: Slot, number: int, count: int) -> None:
-        self._source = source
+        super().__init__(source)
         self._number = number
         self._count = count
-
-    @property
-    def room(self) -> Room:
-        return self._source.room
-
-    @property
-    def deferred(self) -> bool:
-        return self._source.deferred
 
     def record(self, use: Use) -> None:
         if isinstance(use, Outer) and len(use.shape) == 2:
@@ -154,21 +142,13 @@ class StackSlot(Slot):
         self._source.record(use)
 
 
-class RowsSlot(Slot):
+class RowsSlot(ViewSlot):
     """Takes uses of a slice of a parameter's rows, such as one of three packed projections."""
 
     def __init__(self, source: Slot, first: int, rows: int) -> None:
-        self._source = source
+        super().__init__(source)
         self._first = first
         self._rows = rows
-
-    @property
-    def room(self) -> Room:
-        return self._source.room
-
-    @property
-    def deferred(self) -> bool:
-        return self._source.deferred
 
     def record(self, use: Use) -> None:
         self._source.record(use.placed(self._first, self._rows))
