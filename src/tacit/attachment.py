@@ -103,7 +103,7 @@ class Attachment:
             entered=self._look_around,
         )
         renew_compiled_wrappers(module)
-        self.averaging = Averaging(self.group, parameters, guard, ghost=settings.mode == "ghost")
+        self.averaging = Averaging(self.group, parameters, guard, two_passes=two_passes)
         self._checksums = Checksums(parameters)
         self._fast = FastMatmul()
         if settings.fast_matmul:

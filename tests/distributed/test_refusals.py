@@ -35,7 +35,7 @@ WORDS = {
     "part_of_the_model": ("'2.weight' is outside it", "Wrap the whole model"),
     "not_stepped": ("waits for the gradients of 2.weight, 2.bias", "Call requires_grad_(False) on them"),
     "half_precision": ("'0.weight' is torch.bfloat16", "use torch.autocast"),
-    "ghost_and_static_graph": ("do not go together", 'use grad_sample_mode="auto"'),
+    "ghost_and_static_graph": ("does not go together", 'use grad_sample_mode="auto"'),
     "static_graph_without_sync": ("learns the graph in its first backward", "leave no_sync() out"),
     "sampler_of_others": ("parts the data among 3 processes, and 2 train together", "leave num_replicas= out"),
     "sampler_of_a_part": ("is of another data set", "Build both over the whole data set"),
