@@ -56,15 +56,16 @@ class CostModel:
         """What each strategy takes, from the output gradient to the clipped sum.
 
         Storing forms G instead of the ordinary weight gradient, and reads it for norm and sum. Gram matrices cost
-        ``2·B·T²·(d + p)`` operations on top of the ordinary one, and are written, multiplied and summed.
+        ``2·B·T²·(d + p)`` operations on top of the ordinary one; they are written, multiplied and summed in float64, and
+        products of so narrow matrices run below their rate: as long as reading them ten times.
         """
         samples, positions, inputs, outputs, itemsize, sharing = product
         ordinary = 2 * samples * positions * inputs * outputs / self.flops_per_second
         grams = 2 * samples * positions**2 * (inputs + outputs / sharing) / self.flops_per_second
         scaled = samples * positions * min(inputs, outputs) * itemsize
         return {
-            "gram": ordinary + grams + self._moved(samples * positions**2 * itemsize, 5) + self._moved(scaled, 2),
-            "stored": ordinary + self._moved(product.whole, 3),
+            "gram": ordinary + grams + self._moved(samples * positions**2 * itemsize, 10) + self._moved(scaled, 2),
+            "stored": ordinary + self._moved(product.whole, 2),
         }
 
     def _moved(self, size: int, times: int) -> float:
