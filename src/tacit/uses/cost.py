@@ -56,8 +56,8 @@ class CostModel:
         """What each strategy takes, from the output gradient to the clipped sum.
 
         Storing forms G instead of the ordinary weight gradient, and reads it for norm and sum. Gram matrices cost
-        ``2·B·T²·(d + p)`` operations on top of the ordinary one; they are written, multiplied and summed in float64, and
-        products of so narrow matrices run below their rate: as long as reading them ten times.
+        ``2·B·T²·(d + p)`` operations on top of the ordinary one. They are written, multiplied, summed in float64, and
+        products of narrow matrices run below their rate: together as long as reading the Gram matrices ten times.
         """
         samples, positions, inputs, outputs, itemsize, sharing = product
         ordinary = 2 * samples * positions * inputs * outputs / self.flops_per_second
