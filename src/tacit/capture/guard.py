@@ -17,7 +17,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from tacit.errors import LeakError, PrivacyError
 
-_LARGE = 2**15
+_LARGE = 2**13
 
 
 class LeakGuard:
@@ -185,7 +185,7 @@ def fingerprint(gradient: Tensor) -> Tensor:
 
 
 def sparse(flat: Tensor) -> Tensor:
-    """A part of a large vector: 2¹⁵ to 2¹⁶ numbers, evenly spread."""
+    """A part of a large vector: 2¹³ to 2¹⁴ numbers, evenly spread. What scales or clips changes all of it."""
     return flat[:: flat.numel() // _LARGE] if flat.numel() >= 2 * _LARGE else flat
 
 
