@@ -84,6 +84,6 @@ class Witness:
         return any(_fingerprint(p) != before for p, before in zip(self._parameters, self._before, strict=True))
 
 
-def _fingerprint(value: Tensor) -> float:
-    weights = value.detach().double()
-    return float(weights.sum()) + float(torch.linalg.vector_norm(weights))
+def _fingerprint(value: Tensor) -> tuple[float, float]:
+    weights = value.detach()  # no copy in float64: it would be the largest tensor of the step
+    return float(weights.sum(dtype=torch.float64)), float(torch.linalg.vector_norm(weights))
