@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tacit.stats import ClipStats
+
+_PIECE = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,5 +88,7 @@ class Witness:
 
 
 def _fingerprint(value: Tensor) -> tuple[float, float]:
-    weights = value.detach()  # no copy in float64: it would be the largest tensor of the step
-    return float(weights.sum(dtype=torch.float64)), float(torch.linalg.vector_norm(weights))
+    weights = value.detach()
+    # In pieces and in their own type: a copy in float64 would be the largest tensor of the step.
+    total = math.fsum(float(piece.sum()) for piece in weights.reshape(-1).split(_PIECE))
+    return total, float(torch.linalg.vector_norm(weights))
