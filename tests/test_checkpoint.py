@@ -4,7 +4,7 @@ import pytest
 import torch
 from tests.small_run import epoch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from tacit import PrivacyEngine
 from tacit.errors import CheckpointError
@@ -165,3 +165,33 @@ def test_runs_that_resume_from_one_file_share_neither_noise_nor_draws(tmp_path):
     assert drawn[:20] != drawn[20:40] != drawn[40:]
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert int((released[one] == released[other]).sum()) <= 3  # of 43, each alike with a probability of 1e-4
+
+
+@pytest.mark.parametrize("of_the_sampler", [False, True])
+def test_a_resumed_run_with_a_given_generator_draws_other_batches(tmp_path, of_the_sampler):
+    def run(resume):
+        torch.manual_seed(0)
+        data = TensorDataset(torch.randn(24, 3), torch.arange(24))
+        generator = torch.Generator().manual_seed(5)
+        sampler = RandomSampler(data, generator=generator) if of_the_sampler else None
+        loader = DataLoader(data, batch_size=4, sampler=sampler, generator=None if of_the_sampler else generator)
+        model, engine = nn.Linear(3, 1), PrivacyEngine()
+        _, optimizer, loader = engine.make_private(
+            module=model,
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+            data_loader=loader,
+            noise_multiplier=1.0,
+            max_grad_norm=1.0,
+        )
+        if resume:
+            engine.load_checkpoint(tmp_path / "saved", module=model, optimizer=optimizer)
+        seen = []
+        for x, ids in loader:
+            seen.append(ids.tolist())
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            optimizer.step()
+        engine.save_checkpoint(tmp_path / "saved", module=model, optimizer=optimizer)
+        return seen
+
+    assert run(False) != run(True)

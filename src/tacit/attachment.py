@@ -22,7 +22,7 @@ from tacit.errors import ConfigurationError, PrivacyError, SamplingError
 from tacit.explanation import Note, note
 from tacit.first_step import FirstStep, Witness
 from tacit.ghost import GhostClipper
-from tacit.joint import Checksums, plan_facts, shared_key
+from tacit.joint import Checksums, Since, gradient_facts, plan_facts, shared_key
 from tacit.layerwise import LayerwiseClipper
 from tacit.ledger_copy import Book
 from tacit.mechanisms import NoiseSource
@@ -103,8 +103,9 @@ class Attachment:
             entered=self._look_around,
         )
         renew_compiled_wrappers(module)
-        self.averaging = Averaging(self.group, parameters, guard, two_passes=two_passes)
+        self.averaging = Averaging(self.group, parameters, guard, ghost=settings.mode == "ghost")
         self._checksums = Checksums(parameters)
+        self._since = Since()
         self._fast = FastMatmul()
         if settings.fast_matmul:
             self._fast.begin()
@@ -147,6 +148,12 @@ class Attachment:
             "budget": None if self.budget is None else (self.budget.epsilon, self.budget.delta),
             "releases so far": self._accountant.steps if self.ledger is None else "in the ledger",
             "trained parameters": [name for name, p in self.parameters.items() if p.requires_grad],
+            **gradient_facts(self.parameters),
+            "backwards that found no gradients, clearings and zeroed gradients since the last release": (
+                self._since.fresh,
+                self._since.cleared,
+                self.session.guard.zeroed,
+            ),
             **self._checksums.facts(),
         }
 
@@ -209,6 +216,7 @@ class Attachment:
         self._release.clipped_to(factors.sensitivity)
         # Whether there are gradients, never what they are: accounting must not depend on the data.
         fresh = all(p.grad is None for p in self.parameters.values())
+        self._since.fresh += fresh
         if fresh and self.optimizer.accumulating:
             raise PrivacyError(
                 "the gradients of earlier pieces of this batch were cleared (model.zero_grad(), or .grad = None), "
@@ -273,6 +281,7 @@ class Attachment:
         witness = Witness(self.parameters) if self.first_step is None else None
         empty_handed = not self.draws.contributed and current is not None and current.records > 0
         self._release()
+        self._since, self.session.guard.zeroed = Since(), 0
         if empty_handed:
             self._warn_once(
                 "step() was called without a backward() on the batch at hand: noise alone was released, and it counts."
@@ -330,6 +339,7 @@ class Attachment:
 
     def _on_forget(self) -> None:
         self._drop_batch()
+        self._since.cleared += 1
         self._release.forget()
         self.session.guard.reset()
         self.draws.discard()

@@ -21,6 +21,7 @@ from tacit.attachment import Attachment
 from tacit.distributed import unwrapped
 from tacit.errors import CheckpointError, ConfigurationError
 from tacit.optimizer import PrivateOptimizer
+from tacit.sampling import user_generator
 
 FORMAT = "tacit-checkpoint"
 VERSION = 1
@@ -146,13 +147,13 @@ def _changed(saved: Mapping[str, Any], attached: Attachment, path: Path) -> dict
 
 def _generators(attached: Attachment) -> dict[str, Any]:
     """States of generators that the user gave. The others are secret: saving them would reveal noise and draws."""
-    source = attached.loader.source.generator
+    source = user_generator(attached.loader.source)
     return {"noise": attached.noise.state_dict(), "loader": None if source is None else source.get_state()}
 
 
 def _restore_generators(attached: Attachment, states: Mapping[str, Any]) -> None:
     attached.noise.load_state_dict(states.get("noise", {}))
-    source, state = attached.loader.source.generator, states.get("loader")
+    source, state = user_generator(attached.loader.source), states.get("loader")
     if source is not None and state is not None:
         source.set_state(state)
 

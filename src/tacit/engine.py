@@ -393,6 +393,7 @@ class PrivacyEngine(PrivateRun):
         """
         checkpoint.load(Path(path), module, optimizer, self.accountant, self._attachment)
         if self._attachment is not None:
+            self._attachment.loader.renew(f"a run that went on after {self.accountant.steps} releases")
             self._attachment.loader.resume(max(last_epoch(self.accountant.history), self._attachment.loader.epoch))
             self._attachment.planned_steps = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from tacit.accounting import Accountant, Release
 from tacit.accounting.events import counted
+from tacit.capture import sparse
 from tacit.distributed import Group
 from tacit.entropy import drawn_key
 from tacit.errors import ConfigurationError
@@ -117,6 +119,21 @@ def open_ledger(
     return opened[0] if opened else LedgerCopy(path, history)
 
 
+@dataclass
+class Since:
+    """What happened since the last release. Where it differs, the mean has some process's records twice, or unbounded.
+
+    (How many backwards there were may differ: parts of a batch are split as they come.)
+
+    Attributes:
+        fresh: how many backwards found no gradients.
+        cleared: how often pending gradients were thrown away.
+    """
+
+    fresh: int = 0
+    cleared: int = 0
+
+
 class Checksums:
     """Sums over the bits of parameters: equal where the parameters are, to the last bit.
 
@@ -135,5 +152,20 @@ class Checksums:
         return {f"bits of the parameter {name!r}": _checksum(self._parameters[name]) for name in names}
 
 
+def gradient_facts(parameters: Mapping[str, nn.Parameter]) -> dict[str, object]:
+    """What is pending, by parameter: the mean over all processes, and so equal in each, unless one has cleared its own.
+
+    Of a large gradient a part is looked at, to the last bit.
+    """
+    pending = {name: p.grad for name, p in parameters.items() if p.requires_grad and p.grad is not None}
+    sums = [_bits(sparse(grad.detach().reshape(-1))).cpu() for grad in pending.values()]
+    found: dict[str, object] = {f"gradient of {name!r}": "none" for name, p in parameters.items() if p.requires_grad}
+    return found | {f"gradient of {name!r}": int(one) for name, one in zip(pending, sums, strict=True)}
+
+
 def _checksum(value: Tensor) -> int:
-    return int(value.detach().view(_OF_SIZE[value.dtype.itemsize]).sum(dtype=torch.int64))
+    return int(_bits(value.detach()))
+
+
+def _bits(value: Tensor) -> Tensor:
+    return value.view(_OF_SIZE[value.dtype.itemsize]).sum(dtype=torch.int64)

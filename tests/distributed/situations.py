@@ -189,6 +189,37 @@ def frozen_in_one(rank: int) -> None:
     step.optimizer.step()
 
 
+def cleared_in_one(rank: int) -> None:
+    """Its release would be noise alone, and the difference of both the clean sum."""
+    step = Step().backward()
+    if rank == 0:
+        step.optimizer.zero_grad()
+    step.optimizer.step()
+
+
+def emptied_in_one(rank: int) -> None:
+    step = Step().backward()
+    if rank == 0:
+        for parameter in step.plain.parameters():
+            parameter.grad = None
+    step.optimizer.step()
+
+
+def repeated_in_one(rank: int) -> None:
+    """One process begins anew and again, and the other keeps what it had from it before."""
+    step = Step()
+    for part in (slice(0, 1), slice(1, None)):
+        if rank == 0:
+            step.optimizer.zero_grad()
+        step.criterion(step.model(step.x[part]), step.y[part]).backward()
+    step.optimizer.step()
+
+
+def compiled_around(rank: int) -> None:
+    plain = model_of("mlp")
+    attach(plain, torch.compile(DistributedDataParallel(plain)))
+
+
 def ahead(rank: int) -> None:
     """One process has looked at a batch more."""
     step = Step()
@@ -232,7 +263,7 @@ def half_precision(rank: int) -> None:
 
 def attach(plain: nn.Module, model: Any = None, optimizer: Any = None, loader: Any = None) -> None:
     PrivacyEngine().make_private(
-        module=model or plain,
+        module=plain if model is None else model,
         optimizer=optimizer or torch.optim.SGD(plain.parameters()),
         data_loader=loader or DataLoader(TENSORS, batch_size=4),
         noise_multiplier=1.0,
@@ -290,6 +321,10 @@ SITUATIONS: list[Callable[[int], None]] = [
     budget_in_one,
     weights_changed_in_one,
     frozen_in_one,
+    cleared_in_one,
+    emptied_in_one,
+    repeated_in_one,
+    compiled_around,
     ahead,
     compressed,
     two_wrappers,

@@ -1,7 +1,8 @@
 """Numbers for the whole batch, such as a mean loss: what may become of them.
 
 A sum or mean over the samples may be added to others and scaled: each sample keeps a part of its own. Multiplied with
-another, or put through anything that is not linear, it makes every sample's gradient depend on the others.
+another, added to the rows of samples, or put through anything that is not linear, it makes every sample's gradient
+depend on the others.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tacit.capture.marks import Mark, mark_of
+from tacit.capture.marks import Mark, mark_of, tensors_in
 from tacit.rules.registry import methods
 
 _OWNERS = (torch, Tensor, F)
@@ -46,9 +47,11 @@ def reduces(function: Callable[..., Any], out: Tensor) -> bool:
 
 def follow_reduced(function: Callable[..., Any], source: Tensor, mark: Mark, args: Any, kwargs: Any) -> Mark:
     """The mark of what becomes of a sum over the batch."""
-    if function in _LINEAR:
+    others = [value for value in tensors_in((args, kwargs)) if value is not source]
+    marks = [mark_of(other) for other in others]
+    rows = any(other and other.layout and other.layout.samples > 1 for other in marks)
+    if function in _LINEAR and not rows:
         return mark
-    others = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value is not source]
     alone = all(mark_of(value) is None for value in others) and sum(value is source for value in args) < 2
     if alone and (function in _SCALED or (function in _DIVIDED and args and args[0] is source)):
         return mark

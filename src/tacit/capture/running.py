@@ -12,7 +12,7 @@ from tacit.capture.contact import Frame, Names
 from tacit.capture.entrance import Entrance
 from tacit.capture.fallback import Failure, Fallback
 from tacit.capture.inputs import refuse_mixed_outputs
-from tacit.capture.marks import mark_of, tensors_in
+from tacit.capture.marks import Mark, mark_of, tensors_in
 from tacit.capture.mode import Capture
 from tacit.capture.randomness import random_state, set_random_state
 from tacit.errors import LayoutError, NoRuleError
@@ -102,7 +102,7 @@ class Runner:
         """
         for value in tensors_in(out):
             mark = mark_of(value)
-            if mark is None or mark.layout is not None or mark.reduced or not value.requires_grad:
+            if mark is None or mark.layout is not None or not value.requires_grad or _is_a_loss(value, mark):
                 continue
             error = LayoutError(
                 f"an output {tuple(value.shape)} of {entrance.path} does not show any more, since `{mark.lost}`, which "
@@ -119,3 +119,8 @@ class Runner:
     def _note(self, error: NoRuleError | LayoutError, trainable: Sequence[Tensor]) -> None:
         """Remember a call that no rule could take."""
         self._failure = Failure(error, tuple(entrance for entrance, _ in self._path), tuple(trainable))
+
+
+def _is_a_loss(value: Tensor, mark: Mark) -> bool:
+    """A number for the whole batch. (A vector, such as a mean over the samples, is none: it may be squared outside.)"""
+    return mark.reduced and value.dim() == 0

@@ -78,16 +78,16 @@ class Averaging:
         group: the processes, as they were when the model was made private.
         parameters: the private parameters by name.
         watcher: is shown every gradient before it leaves; None without a process group.
-        two_passes: they may be run within each backward.
+        ghost: two passes are run within each backward, from losses outside its graph.
     """
 
     def __init__(
-        self, group: Group, parameters: Mapping[str, nn.Parameter], watcher: Watcher | None, *, two_passes: bool
+        self, group: Group, parameters: Mapping[str, nn.Parameter], watcher: Watcher | None, *, ghost: bool
     ) -> None:
         self._group = group
         self._parameters = dict(parameters)
         self._watcher = watcher
-        self._two_passes = two_passes
+        self._ghost = ghost
         self._wrapper: DistributedDataParallel | None = None
 
     def look(self) -> None:
@@ -168,11 +168,11 @@ class Averaging:
                 "DistributedDataParallel(mixed_precision=...) runs the model on copies of its parameters, whose "
                 "gradients cannot be watched. Use torch.autocast."
             )
-        if self._two_passes and wrapper.static_graph:
+        if self._ghost and wrapper.static_graph:
             raise ConfigurationError(
-                'static_graph=True does not go together with grad_sample_mode="ghost" or a memory_budget: in the first '
-                "backward DistributedDataParallel would average before the second pass has clipped. Leave static_graph "
-                'out, or use grad_sample_mode="auto" without a memory_budget.'
+                'static_graph=True does not go together with grad_sample_mode="ghost": in the first backward '
+                "DistributedDataParallel would average before the second pass has clipped. Leave static_graph out, or "
+                'use grad_sample_mode="auto".'
             )
         self._check_parameters(wrapper)
 

@@ -46,6 +46,7 @@ class PrivateLoader(DataLoader[Any]):
         self.on_batch: Callable[[Any, Handout], None] | None = None
         self._sampler = HandoutSampler(sampling, generator, part)
         self._part = part
+        self._purpose = "a run"
         self._epoch = 0
         self._iterations = 0
         super().__init__(
@@ -69,6 +70,10 @@ class PrivateLoader(DataLoader[Any]):
     def epoch(self) -> int:
         """How many iterations over the loader were started; the draws of the latest carry this number."""
         return self._epoch
+
+    def renew(self, purpose: str) -> None:
+        """Draw coming epochs for another purpose than those before: where a shared key draws them, they are others."""
+        self._purpose = purpose
 
     def resume(self, epoch: int) -> None:
         """Go on counting after ``epoch``, as when training resumes from a checkpoint.
@@ -102,7 +107,7 @@ class PrivateLoader(DataLoader[Any]):
         epoch, iteration = self._epoch, self._iterations
         self._sampler.max_records = max_records
         if self._part.key is not None:
-            self._sampler.generator = self._part.generator(epoch)
+            self._sampler.generator = self._part.generator(epoch, self._purpose)
         batches = super().__iter__()
         waiting = self._sampler.latest.waiting
         place = 0

@@ -42,12 +42,12 @@ class Part:
         """How many rows a process gets at most of a batch of at most ``most``; None for no limit."""
         return None if most is None else -(-most // self.count)
 
-    def generator(self, epoch: int) -> torch.Generator | None:
-        """What draws the batches of an epoch; None if there is no key.
+    def generator(self, epoch: int, purpose: str) -> torch.Generator | None:
+        """What draws the batches of an epoch, for a purpose; None if there is no key.
 
         Each epoch has its own: however far ahead a process has read in the last one, the next is the same for all.
         """
-        return None if self.key is None else keyed_generator(self.key, f"draws of epoch {epoch}")
+        return None if self.key is None else keyed_generator(self.key, f"draws of epoch {epoch} of {purpose}")
 
 
 def is_parted(loader: DataLoader[Any]) -> bool:

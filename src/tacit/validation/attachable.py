@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import LBFGS, Optimizer
 
-from tacit.distributed import is_sharded
+from tacit.distributed import is_sharded, unwrapped
 from tacit.errors import ConfigurationError, MixingError
 from tacit.validation.compiled import plain_module
 
@@ -50,6 +50,11 @@ def _check_wrappers(module: nn.Module) -> None:
     if isinstance(module, nn.DataParallel):
         raise ConfigurationError(
             "nn.DataParallel runs copies of the model whose parameters are not the optimizer's. Pass the model inside."
+        )
+    if unwrapped(module) is not module:  # if given as it is, it was unwrapped before
+        raise ConfigurationError(
+            "the module is torch.compile(DistributedDataParallel(model)). Pass the DistributedDataParallel object to "
+            "make_private(), and compile that, or the model inside."
         )
     if is_sharded(module):
         raise NotImplementedError(
