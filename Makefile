@@ -18,13 +18,13 @@ demo: $(VENV)/.installed
 	$(BIN)/tacit demo $(ARGS)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
 # All exactness and sensitivity tests with each form of a use forced, one run for each line of forms.
 EXACTNESS := tests/rules tests/models tests/properties tests/capture tests/test_attacks.py tests/test_attacks_picking.py
 strategies: $(VENV)/.installed
 	for forms in gram,pixels stored,grouped gram,unfolded stored,unfolded; do \
-		echo "== $$forms"; $(BIN)/python -m pytest -n 2 --strategies $$forms -m "not choice" $(EXACTNESS) || exit 1; done
+		echo "== $$forms"; OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --strategies $$forms -m "not choice" $(EXACTNESS) || exit 1; done
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check src tests benchmarks examples
