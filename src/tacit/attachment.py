@@ -127,8 +127,12 @@ class Attachment:
         every = [stats for stats in self.group.gathered(self.stats) if stats is not None]
         if not every:
             return None
-        norms = torch.cat([stats.norms for stats in every])
-        return dataclasses.replace(every[0], samples=sum(stats.samples for stats in every), norms=norms)
+        return dataclasses.replace(
+            every[0],
+            samples=sum(stats.samples for stats in every),
+            norms=torch.cat([stats.norms for stats in every]),
+            scaled=torch.cat([stats.scaled for stats in every]),
+        )
 
     def _look_around(self) -> None:
         self.averaging.look()

@@ -182,7 +182,9 @@ def around(rank: int, world: int, path: str) -> dict[str, Any]:
     found["check"] = engine.check(loss, records[:2]).ok
     loss(model, (x, y)).backward()
     optimizer.step()
-    found["stats"] = engine.stats.samples, engine.gather_stats().samples, len(engine.gather_stats().norms)
+    every = engine.gather_stats()
+    found["stats"] = engine.stats.samples, every.samples, len(every.norms)
+    found["clipped"] = int(engine.stats.scaled.sum()), every.fraction_clipped * every.samples
     found["first step"] = engine.first_step.noisy
     if rank == 0:
         engine.save_checkpoint(path, module=model, optimizer=optimizer)

@@ -1,5 +1,6 @@
 """What an engine offers besides training, in several processes."""
 
+import pytest
 import torch
 from processes import results
 from scenarios import around, set_up_too_late
@@ -11,6 +12,7 @@ def test_checks_statistics_checkpoints_and_detaching(tmp_path):
         assert one["check"]
         assert one["first step"]
         assert one["stats"][1:] == (first["stats"][0] + second["stats"][0],) * 2
+        assert one["clipped"][1] == pytest.approx(first["clipped"][0] + second["clipped"][0])
         assert one["resumed"] == 1
         assert one["same"]
         assert one["end"] == 1 + 2  # 30 records in batches of 2 × 8
