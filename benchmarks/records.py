@@ -15,6 +15,7 @@ import torch
 import tacit
 from benchmarks.cases import Case
 from benchmarks.measure import Measurement
+from tacit.uses import device_name
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:
@@ -24,7 +25,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "tacit": tacit.__version__,
         "opacus": _version("opacus"),
         "python": platform.python_version(),
-        "processor": _processor() if device == "cpu" else torch.cuda.get_device_name(),
+        "processor": device_name(torch.device(device)),
         "threads": torch.get_num_threads(),
     }
 
@@ -66,12 +67,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

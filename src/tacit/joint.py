@@ -157,15 +157,12 @@ def gradient_facts(parameters: Mapping[str, nn.Parameter]) -> dict[str, object]:
 
     Of a large gradient a part is looked at, to the last bit.
     """
-    pending = {name: p.grad for name, p in parameters.items() if p.requires_grad and p.grad is not None}
-    sums = [_bits(sparse(grad.detach().reshape(-1))).cpu() for grad in pending.values()]
-    found: dict[str, object] = {f"gradient of {name!r}": "none" for name, p in parameters.items() if p.requires_grad}
-    return found | {f"gradient of {name!r}": int(one) for name, one in zip(pending, sums, strict=True)}
+    return {
+        f"gradient of {name!r}": "none" if p.grad is None else _checksum(sparse(p.grad.reshape(-1)))
+        for name, p in parameters.items()
+        if p.requires_grad
+    }
 
 
 def _checksum(value: Tensor) -> int:
-    return int(_bits(value.detach()))
-
-
-def _bits(value: Tensor) -> Tensor:
-    return value.view(_OF_SIZE[value.dtype.itemsize]).sum(dtype=torch.int64)
+    return int(value.detach().view(_OF_SIZE[value.dtype.itemsize]).sum(dtype=torch.int64))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tacit.capture.guard import LeakGuard
-from tacit.capture.marks import map_tensors, mark_of, set_mark, tensors_in
+from tacit.capture.marks import keep_mark, map_tensors, tensors_in
 from tacit.capture.passes import Pass, Term
 from tacit.errors import MemoryBudgetError, PrivacyError
 
@@ -72,17 +72,10 @@ def bounded(out: Any, run: Pass, carrier: Tensor, guard: LeakGuard) -> Any:
         )
     values = Boundary.apply(carrier, run, Term(tuple(chosen.values()), carrier))
     behind = dict(zip(chosen, values, strict=True))
-    return map_tensors(lambda value: _marked(value, behind.get(id(value), value)), out)
+    return map_tensors(lambda value: keep_mark(value, behind.get(id(value), value)), out)
 
 
 def _sharing(values: tuple[Tensor, ...]) -> list[Tensor]:
     """Those that share memory with another one."""
     addresses = [value.untyped_storage().data_ptr() for value in values]
     return [value for value, address in zip(values, addresses, strict=True) if addresses.count(address) > 1]
-
-
-def _marked(before: Tensor, after: Tensor) -> Tensor:
-    mark = mark_of(before)
-    if mark is not None and after is not before:
-        set_mark(after, mark)
-    return after

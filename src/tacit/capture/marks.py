@@ -44,6 +44,14 @@ def set_mark(value: Tensor, mark: Mark) -> None:
     setattr(value, _MARK, mark)
 
 
+def keep_mark(before: Tensor, after: Tensor) -> Tensor:
+    """Return ``after``, marked as ``before`` is."""
+    mark = mark_of(before)
+    if mark is not None:
+        set_mark(after, mark)
+    return after
+
+
 def clear_mark(value: Tensor) -> None:
     if mark_of(value) is not None:
         delattr(value, _MARK)

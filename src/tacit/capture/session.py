@@ -17,7 +17,7 @@ from tacit.capture.gates import make_carrier, tie
 from tacit.capture.guard import LeakGuard
 from tacit.capture.inputs import batch_size, check_blank, empty_outputs, one_sample, size_of
 from tacit.capture.losses import refuse_batch_counts
-from tacit.capture.marks import Mark, clear_mark, map_tensors, mark_of, set_mark, tensors_in
+from tacit.capture.marks import Mark, clear_mark, keep_mark, map_tensors, mark_of, set_mark, tensors_in
 from tacit.capture.passes import Clip, ClippedSums, Pass, current_task
 from tacit.capture.recomputation import Recomputation
 from tacit.capture.running import Runner
@@ -202,7 +202,7 @@ class Session:
             if run.bounded or (self._limited and self._clip.holds and run.room.exceeded):
                 out = self._behind_boundary(run, carrier, out)
             elif run.plain_only:
-                out = map_tensors(lambda value: _keep_mark(value, tie(carrier, value)), out)
+                out = map_tensors(lambda value: keep_mark(value, tie(carrier, value)), out)
         except BaseException:  # the pass is as if this forward had not been
             promises, run.plain_only, run.bounded = before
             run.take_back(promises)
@@ -335,10 +335,3 @@ class Session:
 def _state_of(module: nn.Module) -> list[tuple[str, Tensor]]:
     held = (*module._buffers.items(), *module._parameters.items())
     return [(name, value) for name, value in held if value is not None]
-
-
-def _keep_mark(before: Tensor, after: Tensor) -> Tensor:
-    mark = mark_of(before)
-    if mark is not None:
-        set_mark(after, mark)
-    return after

@@ -12,7 +12,7 @@ from tacit.uses.numerics import wide
 from tacit.uses.outer import Gram, Outer
 from tacit.uses.patches import Geometry, Patches, gradients, row_gradients, unfold
 from tacit.uses.precision import FullPrecision
-from tacit.uses.rates import costs_of
+from tacit.uses.rates import costs_of, device_name
 from tacit.uses.room import SHARE, Room, free_memory
 from tacit.uses.routed import Routed
 from tacit.uses.together import Together, small
@@ -47,6 +47,7 @@ __all__ = [
     "Use",
     "clip_with",
     "costs_of",
+    "device_name",
     "free_memory",
     "gradients",
     "join",

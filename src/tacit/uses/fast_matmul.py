@@ -7,11 +7,11 @@ would really round. So it is tried out first, and refused unless it is as accura
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Callable
 
 import torch
+
+from tacit.uses.timing import quickest
 
 ACCURACY = 2e-6
 """The largest relative error of a product that is still float32's own."""
@@ -62,11 +62,11 @@ def probe() -> str:
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn((2, _SIZE, _SIZE), generator=generator)
     exact = a.double() @ b.double()
-    before, usual = _setting(), _best(lambda: a @ b)
+    before, usual = _setting(), quickest(lambda: a @ b, _RUNS)
     try:
         _set("bf16")
         found = a @ b
-        quick = _best(lambda: a @ b)
+        quick = quickest(lambda: a @ b, _RUNS)
     finally:
         _set(before)
     error = float((found - exact).abs().max() / exact.abs().max())
@@ -83,12 +83,3 @@ def _setting() -> str:
 
 def _set(value: str) -> None:
     torch.backends.mkldnn.matmul.fp32_precision = value  # type: ignore[attr-defined]
-
-
-def _best(attempt: Callable[[], object]) -> float:
-    best = float("inf")
-    for _ in range(_RUNS):
-        start = time.perf_counter()
-        attempt()
-        best = min(best, time.perf_counter() - start)
-    return best

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable
+import platform
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 
 from tacit.uses.cost import DEFAULT_COSTS, CostModel
 from tacit.uses.numerics import sample_squares
+from tacit.uses.timing import quickest
 
 _RUNS = 5
 _SMALL, _LARGE = 2**19, 2**24
@@ -33,7 +33,7 @@ def costs_of(device: torch.device, dtype: torch.dtype) -> CostModel:
 @cache
 def _costs_of(device: torch.device, dtype: torch.dtype, threads: int) -> CostModel:
     path = cache_folder() / "rates.json"
-    key = f"{_name(device)}, {threads} threads, {dtype}, torch {torch.__version__}"
+    key = f"{device_name(device)}, {threads} threads, {dtype}, torch {torch.__version__}"
     known = _read(path)
     if key in known:
         return CostModel(**known[key])
@@ -46,11 +46,11 @@ def measured(device: torch.device, dtype: torch.dtype) -> CostModel:
     """Time a batched product and two blocks of memory; it takes about 50 ms on a CPU."""
     a = torch.ones((8, 256, 256), device=device, dtype=dtype)
     product = torch.empty_like(a)
-    flops = 2 * 8 * 256**3 / _best(lambda: torch.bmm(a, a, out=product), device)
+    flops = 2 * 8 * 256**3 / quickest(lambda: torch.bmm(a, a, out=product), _RUNS, device)
     rates = {}
     for count in (_SMALL, _LARGE):
         block = torch.ones((8, count // 8), device=device, dtype=dtype)
-        rates[count] = block.nbytes / _best(lambda block=block: sample_squares(block), device)  # type: ignore[misc]
+        rates[count] = block.nbytes / quickest(partial(sample_squares, block), _RUNS, device)
     return CostModel(flops, max(rates.values()), rates[_LARGE], DEFAULT_COSTS.cache)
 
 
@@ -60,19 +60,8 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "tacit"
 
 
-def _best(attempt: Callable[[], object], device: torch.device) -> float:
-    """The quickest of a few runs: what else goes on at the machine makes others slower."""
-    best = float("inf")
-    for _ in range(_RUNS):
-        start = time.perf_counter()
-        attempt()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
-def _name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """What a processor or a GPU calls itself."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     information = Path("/proc/cpuinfo")
@@ -80,7 +69,7 @@ def _name(device: torch.device) -> str:
         for line in information.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    return device.type
+    return platform.processor() or platform.machine()
 
 
 def _read(path: Path) -> dict[str, dict[str, float]]:

@@ -8,13 +8,13 @@ may differ there; with ``torch.use_deterministic_algorithms(True)`` nothing is t
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 
 from tacit.uses.base import Use
+from tacit.uses.timing import quickest
 
 Attempt = Callable[[], object]
 
@@ -59,10 +59,7 @@ class Tuner:
     ) -> str:
         """The name of the attempt that is predicted to be the quickest, or, if asked to ``measure``, that is."""
         guess = min(predicted, key=predicted.__getitem__)
-        forced = self._forced_of(attempts)
-        if forced is not None:
-            return forced
-        return self.choose(key, attempts, guess) if measure else guess
+        return self.choose(key, attempts, guess) if measure else self._forced_of(attempts) or guess
 
     def _forced_of(self, attempts: Mapping[str, Attempt]) -> str | None:
         return next((name for name in self._forced if name in attempts), None)
@@ -88,12 +85,7 @@ def clip_with(form: Callable[[], Use], device: torch.device) -> None:
 
 
 def _milliseconds(attempt: Attempt) -> float:
-    best = float("inf")
-    for _ in range(_RUNS):
-        start = time.perf_counter()
-        attempt()
-        best = min(best, time.perf_counter() - start)
-    return 1e3 * best
+    return 1e3 * quickest(attempt, _RUNS)
 
 
 TUNER = Tuner()
