@@ -7,7 +7,21 @@ from dataclasses import dataclass, field
 
 import torch
 
-from tacit.uses import TUNER, Dense, Gather, Outer, Patches, Product, Routed, TableAndHead, Use, costs_of, time_product
+from tacit.uses import (
+    TUNER,
+    Dense,
+    Gather,
+    Outer,
+    Patches,
+    Product,
+    Routed,
+    TableAndHead,
+    Use,
+    costs_of,
+    product_key,
+    time_product,
+    wide,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +94,9 @@ class Note:
         held: bytes.
         shape: of the parameter.
         product: its sizes, if it is a matrix product's.
-        tried: under which key its forms were timed, or would be.
+        tried: under which key its forms were timed, if that is not its product's.
         device: where it was.
-        dtype: of its numbers.
+        dtype: in which its norms are computed.
     """
 
     strategy: str
@@ -95,12 +109,15 @@ class Note:
 
     def explain(self, name: str, *, measure: bool) -> Held:
         predicted: dict[str, float] = {}
+        key: Hashable = None
         if self.product is not None:
             seconds = costs_of(self.device, self.dtype).seconds(self.product)
             predicted = {each: 1e3 * found for each, found in seconds.items()}
             if measure:
                 time_product(self.product, self.device, self.dtype)
-        return Held(name, self.shape, self.strategy, self.held, predicted, dict(TUNER.found.get(self.tried, {})))
+            key = product_key(self.product, self.device, self.dtype)
+        measured = TUNER.found.get(key if self.tried is None else self.tried, {})
+        return Held(name, self.shape, self.strategy, self.held, predicted, dict(measured))
 
 
 def note(use: Use) -> Note:
@@ -129,7 +146,7 @@ def _described(use: Use) -> tuple[str, tuple[torch.device, torch.dtype], int]:
 
 
 def _kind(value: torch.Tensor) -> tuple[torch.device, torch.dtype]:
-    return value.device, value.dtype
+    return value.device, wide(value[:0]).dtype
 
 
 def _times(predicted: float | None, measured: float | None) -> str:

@@ -107,17 +107,18 @@ def outer_use(
     outer = Outer(a, g, shape, flipped=flipped, gram=gram)
     if a.shape[1] == 1:  # the norm is that of two vectors
         return outer
+    dtype = wide(a[:0]).dtype  # in which norms are computed
     samples, positions, inputs = a.shape
-    product = Product(samples, positions, inputs, g.shape[2], wide(a[:0]).element_size(), sharing)
-    key = product_key(product, a.device, a.dtype)
+    product = Product(samples, positions, inputs, g.shape[2], dtype.itemsize, sharing)
     forms: dict[str, Callable[[], Use]] = {"gram": lambda: outer, "stored": outer.stored}
-    attempts = {name: partial(clip_with, form, a.device) for name, form in forms.items()}
-    predicted = costs_of(a.device, a.dtype).seconds(product)
-    chosen = TUNER.pick(key, predicted, attempts, measure=room.measured)
+    chosen = TUNER.pick(costs_of(a.device, dtype).seconds(product))
+    if room.measured:
+        attempts = {name: partial(clip_with, form, a.device) for name, form in forms.items()}
+        chosen = TUNER.choose(product_key(product, a.device, dtype), attempts, chosen)
     held = {"gram": a.nbytes + g.nbytes, "stored": product.whole}
     least = min(held, key=held.__getitem__)
     use = forms[chosen if room.afford(held[chosen] - held[least]) else least]()
-    use.product, use.tried = product, key
+    use.product = product
     return use
 
 

@@ -22,7 +22,7 @@ class Use(ABC):
         samples: number of samples ``B``.
         shape: shape of the parameter, so that ``G`` has the shape ``(B, *shape)``.
         product: sizes of the sum of outer products that it is, in whatever form it is kept; None if it is none.
-        tried: under which key its forms were timed, or would be; None if it has one form only.
+        tried: under which key its forms were timed, if that is not its product's.
     """
 
     samples: int

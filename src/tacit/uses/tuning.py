@@ -8,7 +8,7 @@ may differ there; with ``torch.use_deterministic_algorithms(True)`` nothing is t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -54,15 +54,12 @@ class Tuner:
         """Time each attempt, and keep what was found."""
         self.found[key] = {name: _milliseconds(attempt) for name, attempt in attempts.items()}
 
-    def pick(
-        self, key: Hashable, predicted: Mapping[str, float], attempts: Mapping[str, Attempt], *, measure: bool
-    ) -> str:
-        """The name of the attempt that is predicted to be the quickest, or, if asked to ``measure``, that is."""
-        guess = min(predicted, key=predicted.__getitem__)
-        return self.choose(key, attempts, guess) if measure else self._forced_of(attempts) or guess
+    def pick(self, predicted: Mapping[str, float]) -> str:
+        """The name of the strategy that is predicted to be the quickest."""
+        return self._forced_of(predicted) or min(predicted, key=predicted.__getitem__)
 
-    def _forced_of(self, attempts: Mapping[str, Attempt]) -> str | None:
-        return next((name for name in self._forced if name in attempts), None)
+    def _forced_of(self, strategies: Container[str]) -> str | None:
+        return next((name for name in self._forced if name in strategies), None)
 
     @contextmanager
     def forced(self, *names: str) -> Iterator[None]:
