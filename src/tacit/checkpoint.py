@@ -112,15 +112,11 @@ def _inner(optimizer: Optimizer) -> Optimizer:
 
 
 def _settings(attached: Attachment) -> dict[str, Any]:
-    plan = attached.plan
+    sampling = attached.plan.sampling
     return {
-        "noise_multiplier": plan.noise_multiplier,
-        "max_grad_norm": plan.max_grad_norm,
-        "clipping": plan.clipping,
-        "loss_reduction": plan.loss_reduction,
-        "records": plan.sampling.records,
-        "expected_batch_size": plan.sampling.expected_batch_size,
-        "sampling": plan.sampling.description,
+        **attached.plan.facts,
+        "records": sampling.records,
+        "expected_batch_size": sampling.expected_batch_size,
         "grad_sample_mode": attached.settings.mode,
     }
 

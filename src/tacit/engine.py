@@ -33,6 +33,9 @@ from tacit.sampling import Sampling, is_parted
 from tacit.settings import Settings
 from tacit.validation import Conversion, Issue, check_attachable, compatible, find_issues, loader_issues, raise_all
 
+Parameters = dict[str, nn.Parameter]
+"""The private parameters by name."""
+
 
 class PrivacyEngine(PrivateRun):
     """Trains one model with differential privacy.
@@ -134,24 +137,24 @@ class PrivacyEngine(PrivateRun):
         """
         model = unwrapped(module)
 
-        def prepare() -> tuple[PrivacyPlan, Settings]:
+        def prepare() -> tuple[PrivacyPlan, Settings, Parameters]:
             sampled = self._sampled(data_loader, sampling, poisson_sampling)
-            self._check(model, optimizer, grad_sample_mode, criterion)
-            names = _trainable(optimizer, model)
+            private = self._check(model, optimizer, grad_sample_mode, criterion)
+            names = _trainable(private)
             plan = PrivacyPlan(noise_multiplier, max_grad_norm, clipping, loss_reduction, sampled, names)
             generator = self._generator(noise_generator)
             settings = Settings.of(
                 grad_sample_mode, batch_first, generator, sample_index, memory_budget, tune, fast_matmul
             )
             _check_first(model, check, plan.loss_reduction, settings, criterion)
-            return plan, settings
+            return plan, settings, private
 
         group = Group(_device_of(model))
-        plan, settings = group.together(
-            prepare, lambda found: self._facts(*found, model, optimizer, data_loader, ledger=ledger is not None)
+        plan, settings, private = group.together(
+            prepare, lambda found: self._facts(*found, data_loader, ledger=ledger is not None)
         )
         book = self._open(ledger, group)
-        return self._attach(module, optimizer, data_loader, plan, criterion, settings, book, group)
+        return self._attach(module, private, optimizer, data_loader, plan, criterion, settings, book, group)
 
     def make_private_with_epsilon(
         self,
@@ -194,25 +197,25 @@ class PrivacyEngine(PrivateRun):
         model = unwrapped(module)
 
         # Everything else is checked before the calibration, which takes a second.
-        def prepare() -> tuple[PrivacyPlan, Settings, int]:
+        def prepare() -> tuple[PrivacyPlan, Settings, Parameters, int]:
             sampled = self._sampled(data_loader, sampling, poisson_sampling)
-            self._check(model, optimizer, grad_sample_mode, criterion)
-            draft = PrivacyPlan(1.0, max_grad_norm, clipping, loss_reduction, sampled, _trainable(optimizer, model))
+            private = self._check(model, optimizer, grad_sample_mode, criterion)
+            draft = PrivacyPlan(1.0, max_grad_norm, clipping, loss_reduction, sampled, _trainable(private))
             generator = self._generator(noise_generator)
             settings = Settings.of(
                 grad_sample_mode, batch_first, generator, sample_index, memory_budget, tune, fast_matmul
             )
             _check_first(model, check, loss_reduction, settings, criterion)
-            return draft, settings, planned_steps(sampled, epochs, steps)
+            return draft, settings, private, planned_steps(sampled, epochs, steps)
 
         group = Group(_device_of(model))
         target = (target_epsilon, target_delta)
-        draft, settings, planned = group.together(
+        draft, settings, private, planned = group.together(
             prepare,
             lambda found: {
-                **self._facts(*found[:2], model, optimizer, data_loader, ledger=ledger is not None),
+                **self._facts(*found[:3], data_loader, ledger=ledger is not None),
                 "target": target,
-                "planned steps": found[2],
+                "planned steps": found[3],
             },
         )
         sampled = draft.sampling
@@ -228,7 +231,7 @@ class PrivacyEngine(PrivateRun):
         kind = self.accountant.mechanism(), self.accountant.wanted_adjacency
         noise = group.from_first(lambda: calibrate(history, *target, *kind))
         plan = replace(draft, noise_multiplier=noise)
-        made = self._attach(module, optimizer, data_loader, plan, criterion, settings, book, group)
+        made = self._attach(module, private, optimizer, data_loader, plan, criterion, settings, book, group)
         self._attached.planned_steps = self.accountant.steps + planned
         return made
 
@@ -286,7 +289,10 @@ class PrivacyEngine(PrivateRun):
         adjacency_of([*self.accountant.history, *found.planned(1.0, 1)], self.accountant.wanted_adjacency)
         return found
 
-    def _check(self, module: nn.Module, optimizer: Optimizer, mode: str, criterion: Callable[..., Any] | None) -> None:
+    def _check(
+        self, module: nn.Module, optimizer: Optimizer, mode: str, criterion: Callable[..., Any] | None
+    ) -> Parameters:
+        """The parameters to be made private, if they may be."""
         if self._attachment is not None:
             raise ConfigurationError(
                 "this engine has a private model already. Call engine.detach() first, or make another PrivacyEngine."
@@ -298,11 +304,12 @@ class PrivacyEngine(PrivateRun):
             )
         if isinstance(optimizer, PrivateOptimizer):
             raise ConfigurationError("the optimizer is private already. Pass the one it was made from.")
-        check_attachable(module, optimizer)
+        return check_attachable(module, optimizer)
 
     def _attach(
         self,
         module: nn.Module,
+        parameters: Parameters,
         optimizer: Optimizer,
         data_loader: DataLoader[Any],
         plan: PrivacyPlan,
@@ -312,7 +319,6 @@ class PrivacyEngine(PrivateRun):
         group: Group,
     ) -> tuple[Any, ...]:
         model = unwrapped(module)
-        parameters = check_attachable(model, optimizer)
         if is_parted(data_loader) and group.rank == 0:
             warnings.warn(
                 "the DistributedSampler is replaced: all processes draw one batch from the whole data set, and each "
@@ -342,8 +348,7 @@ class PrivacyEngine(PrivateRun):
         self,
         plan: PrivacyPlan,
         settings: Settings,
-        model: nn.Module,
-        optimizer: Optimizer,
+        parameters: Parameters,
         data_loader: DataLoader[Any],
         *,
         ledger: bool,
@@ -357,7 +362,7 @@ class PrivacyEngine(PrivateRun):
             "reproducible noise": settings.noise_generator is not None,
             "ledger": "given" if ledger else "none",
             **data_facts(data_loader.dataset),
-            **run_facts(self.accountant, check_attachable(model, optimizer)),
+            **run_facts(self.accountant, parameters),
         }
 
     def _open(self, ledger: str | Path | Ledger | None, group: Group) -> Book | None:
@@ -398,9 +403,9 @@ class PrivacyEngine(PrivateRun):
             self._attachment.planned_steps = None
 
 
-def _trainable(optimizer: Optimizer, module: nn.Module) -> tuple[str, ...]:
+def _trainable(parameters: Parameters) -> tuple[str, ...]:
     """Names of the private parameters that are trained from the first step on."""
-    return tuple(name for name, p in check_attachable(module, optimizer).items() if p.requires_grad)
+    return tuple(name for name, p in parameters.items() if p.requires_grad)
 
 
 def _device_of(model: nn.Module) -> torch.device | None:

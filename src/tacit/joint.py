@@ -29,12 +29,8 @@ def plan_facts(plan: PrivacyPlan) -> dict[str, object]:
     """What decides ε, by name."""
     sampling = plan.sampling
     return {
-        "noise_multiplier": plan.noise_multiplier,
-        "max_grad_norm": plan.max_grad_norm,
-        "clipping": plan.clipping,
-        "loss_reduction": plan.loss_reduction,
+        **plan.facts,
         "number of records": sampling.records,
-        "sampling": sampling.description,
         "expected batch size": sampling.expected_batch_size,
         "batches per epoch": sampling.steps_per_epoch,
     }

@@ -50,6 +50,17 @@ class PrivacyPlan:
             )
         object.__setattr__(self, "policy", create_policy(self.clipping, self.max_grad_norm, self.parameters))
 
+    @property
+    def facts(self) -> dict[str, object]:
+        """What decides ε, by name: for whoever compares plans."""
+        return {
+            "noise_multiplier": self.noise_multiplier,
+            "max_grad_norm": self.max_grad_norm,
+            "clipping": self.clipping,
+            "loss_reduction": self.loss_reduction,
+            "sampling": self.sampling.description,
+        }
+
     def divisor(self, draws: int) -> float:
         """What the noisy sum of ``draws`` drawn batches is divided by: a constant that no record moves."""
         return self.sampling.expected_batch_size * draws if self.loss_reduction == "mean" else 1.0
