@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.capture.compiled.private import attach
 from torch import nn
 
 from tacit.errors import LayoutError, MixingError, PrivacyError
@@ -49,3 +50,12 @@ def test_a_vector_of_sums_is_no_output():
 def test_losses_inside_the_model_are(function):
     norms, _ = clipped(function, loss=lambda out: out)
     assert bool((norms > 0).all())
+
+
+@pytest.mark.parametrize("function", [lambda h: h.mean(0), lambda h: h - h.mean(0)])
+def test_nor_is_it_one_of_a_compiled_model(function):
+    model = Behind(function)
+    attach(model)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with pytest.raises(LayoutError, match="which of its numbers belong to which sample"):
+        compiled(torch.randn(5, 3))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tacit.capture.passes import within_task
+from tacit.capture.views import storage_of
 from tacit.errors import PrivacyError, TacitError, UnseenError
 from tacit.rules import Slot
 from tacit.uses import Dense, Gather, Layout, Outer, Room, Routed, Use
@@ -170,7 +171,7 @@ class DerivedSlot(Slot):
 
     @property
     def deferred(self) -> bool:
-        return self._leaves[0][1].deferred
+        return any(slot.deferred for _, slot in self._leaves)
 
     def record_rows(self, g: Tensor, dim: int, layout: Layout) -> None:
         """Rows that were looked up by constant numbers, such as positions, are uses of the table itself."""
@@ -191,8 +192,7 @@ class DerivedSlot(Slot):
             return
         dense = use.dense().to(self._value.dtype)
         leaves = [leaf for leaf, _ in self._leaves]
-        traced = any(slot.deferred for _, slot in self._leaves)
-        per_leaf = (pull_back_traced if traced else pull_back)(self._value, leaves, dense)
+        per_leaf = (pull_back_traced if self.deferred else pull_back)(self._value, leaves, dense)
         for (_, slot), gradient in zip(self._leaves, per_leaf, strict=True):
             if gradient is not None:
                 slot.record(Dense(gradient))
@@ -241,7 +241,7 @@ def pull_back_traced(value: Tensor, leaves: Sequence[Tensor], dense: Tensor) -> 
 
 def _is_view(value: Tensor, leaf: Tensor) -> bool:
     """Whether all numbers of ``value`` are numbers of ``leaf``, as they are."""
-    same = value.untyped_storage()._cdata == leaf.untyped_storage()._cdata
+    same = storage_of(value) == storage_of(leaf)
     return same and value.dtype == leaf.dtype and leaf.is_contiguous() and not (value.is_neg() or value.is_conj())
 
 

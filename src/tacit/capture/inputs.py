@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tacit.capture.marks import map_tensors, mark_of, tensors_in
-from tacit.errors import ConfigurationError, MixingError, SamplingError
+from tacit.errors import ConfigurationError, LayoutError, MixingError, SamplingError
 
 
 def size_of(value: Tensor, batch_dim: int) -> int | None:
@@ -93,6 +93,26 @@ def refuse_mixed_outputs(outputs: Any, path: str) -> None:
                 "(positions, a mask), store it in the module as a buffer. Leave out auxiliary losses over the whole "
                 "batch (mixtures of experts: output_router_logits=False)."
             )
+
+
+def refuse_lost_outputs(outputs: Any, path: str) -> None:
+    """Raise if an output does not show where its samples are: no rule looks at what comes behind the last parameter.
+
+    A number for the whole batch, such as a loss, may be put out; a vector of them, such as a mean over the samples, may
+    not, for outside it may be squared.
+
+    Raises:
+        LayoutError: names the call since which it does not.
+    """
+    for value in tensors_in(outputs):
+        mark = mark_of(value)
+        if mark is None or mark.layout is not None or not value.requires_grad or (mark.reduced and value.dim() == 0):
+            continue
+        raise LayoutError(
+            f"an output {tuple(value.shape)} of {path} does not show any more, since `{mark.lost}`, which of its "
+            "numbers belong to which sample: others may have a say in them, and then clipping bounds nothing. Keep the "
+            "batch as one dimension, or detach() what is only logged."
+        )
 
 
 def one_sample(inputs: Any, batch_dim: int) -> Any:

@@ -11,8 +11,8 @@ from torch import Tensor
 from tacit.capture.contact import Frame, Names
 from tacit.capture.entrance import Entrance
 from tacit.capture.fallback import Failure, Fallback
-from tacit.capture.inputs import refuse_mixed_outputs
-from tacit.capture.marks import Mark, mark_of, tensors_in
+from tacit.capture.inputs import refuse_lost_outputs, refuse_mixed_outputs
+from tacit.capture.marks import tensors_in
 from tacit.capture.mode import Capture
 from tacit.capture.randomness import random_state, set_random_state
 from tacit.errors import LayoutError, NoRuleError
@@ -93,24 +93,12 @@ class Runner:
             frame.run.take_back(before)
 
     def _refuse_lost_outputs(self, out: Any, entrance: Entrance) -> None:
-        """No rule looks at what comes behind the last parameter: an output has to show where its samples are.
-
-        If it does not, the module may still run apart, where each sample is alone.
-
-        Raises:
-            LayoutError: an output that wants a gradient has lost the batch, by something else than a sum or mean.
-        """
-        for value in tensors_in(out):
-            mark = mark_of(value)
-            if mark is None or mark.layout is not None or not value.requires_grad or _is_a_loss(value, mark):
-                continue
-            error = LayoutError(
-                f"an output {tuple(value.shape)} of {entrance.path} does not show any more, since `{mark.lost}`, which "
-                "of its numbers belong to which sample: others may have a say in them, and then clipping bounds "
-                "nothing. Keep the batch as one dimension, or detach() what is only logged."
-            )
+        """An output has to show where its samples are. If not, the module may still run apart, where each is alone."""
+        try:
+            refuse_lost_outputs(out, entrance.path)
+        except LayoutError as error:
             self._failure = Failure(error, (entrance,), ())
-            raise error
+            raise
 
     def _may_run_again(self, error: NoRuleError | LayoutError) -> bool:
         failure = self._failure
@@ -119,8 +107,3 @@ class Runner:
     def _note(self, error: NoRuleError | LayoutError, trainable: Sequence[Tensor]) -> None:
         """Remember a call that no rule could take."""
         self._failure = Failure(error, tuple(entrance for entrance, _ in self._path), tuple(trainable))
-
-
-def _is_a_loss(value: Tensor, mark: Mark) -> bool:
-    """A number for the whole batch. (A vector, such as a mean over the samples, is none: it may be squared outside.)"""
-    return mark.reduced and value.dim() == 0

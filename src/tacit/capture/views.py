@@ -38,7 +38,7 @@ def note_view(function: Callable[..., Any], args: tuple[Any, ...], out: Any) -> 
 
 
 def _kind(function: Callable[..., Any], args: tuple[Any, ...], source: Tensor, out: Tensor) -> str | None:
-    same = _storage(out) == _storage(source) and out.storage_offset() == source.storage_offset()
+    same = storage_of(out) == storage_of(source) and out.storage_offset() == source.storage_offset()
     if function in _EXPANSIONS:
         return "expand"
     if function in _RESHAPES:
@@ -60,13 +60,13 @@ def _first_row(part: Any, source: Tensor) -> int | None:
         return None
     if part.shape[1:] != source.shape[1:] or part.stride() != source.stride() or not source.stride(0):
         return None
-    if _storage(part) != _storage(source):
+    if storage_of(part) != storage_of(source):
         return None
     first, rest = divmod(int(part.storage_offset() - source.storage_offset()), source.stride(0))
     return first if not rest and 0 <= first <= source.shape[0] - part.shape[0] else None
 
 
-def _storage(value: Tensor) -> int:
+def storage_of(value: Tensor) -> int:
     """Which storage a tensor is in; in a trace it has an identity, too, but no address."""
     return int(value.untyped_storage()._cdata)
 

@@ -16,11 +16,12 @@ from tacit.capture.compiled.call import Kind, Role
 from tacit.capture.compiled.parts import Form
 from tacit.capture.compiled.recorder import Inside, Recorder
 from tacit.capture.contact import Frame, Names
-from tacit.capture.inputs import refuse_mixed_outputs
+from tacit.capture.inputs import refuse_lost_outputs, refuse_mixed_outputs
 from tacit.capture.marks import Mark, mark_of, set_mark, tensors_in
 from tacit.capture.mode import Capture
 from tacit.capture.passes import Pass
-from tacit.errors import LayoutError, LeakError, NoRuleError
+from tacit.capture.views import storage_of
+from tacit.errors import LeakError, NoRuleError
 from tacit.uses import Layout
 
 CHECKPOINT = "tag_activation_checkpoint"
@@ -83,10 +84,11 @@ class Replay:
         samples = next(v.shape[r.dim] for v, r in zip(inputs, self._roles, strict=True) if r.kind is Kind.BATCH)
         run = Pass(samples, _never)
         run.sink = recorder.take
-        held = {_storage(v) for v, r in zip(given, self._roles, strict=True) if r.kind in (Kind.PRIVATE, Kind.CONSTANT)}
+        state = (Kind.PRIVATE, Kind.CONSTANT)
+        held = {storage_of(v) for v, r in zip(given, self._roles, strict=True) if r.kind in state}
         capture = Capture(
             Names(dict(private), {}),
-            lambda tensor: "a parameter or buffer" if _storage(tensor) in held else None,
+            lambda tensor: "a parameter or buffer" if storage_of(tensor) in held else None,
             steps.here,
             lambda _error, _trainable: None,
         )
@@ -115,14 +117,7 @@ class Replay:
 
     def _check(self, outputs: Sequence[Any], private: Sequence[tuple[str, Tensor]]) -> None:
         refuse_mixed_outputs(outputs, self._path)
-        for value in tensors_in(outputs):
-            mark = mark_of(value)
-            if mark is not None and mark.layout is None and not mark.reduced and value.requires_grad:
-                raise LayoutError(
-                    f"an output {tuple(value.shape)} of {self._path} does not show any more, since `{mark.lost}`, "
-                    "which of its numbers belong to which sample. Keep the batch as one dimension, or detach() what is "
-                    "only logged."
-                )
+        refuse_lost_outputs(outputs, self._path)
         self._refuse_leaks(outputs, {id(leaf): name for name, leaf in private})
 
     def _refuse_leaks(self, outputs: Sequence[Any], leaves: dict[int, str]) -> None:
@@ -142,10 +137,6 @@ class Replay:
                     "computed from parameters alone. Call the original model, which says more."
                 )
             pending.extend(edge[0] for edge in node.next_functions)
-
-
-def _storage(value: Any) -> int | None:
-    return value.untyped_storage()._cdata if isinstance(value, Tensor) else None
 
 
 def _never(*_: Any) -> Any:
