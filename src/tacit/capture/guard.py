@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
+from tacit.capture.graphs import nodes_behind
 from tacit.errors import LeakError, PrivacyError
 
 _LARGE = 2**13
@@ -128,16 +129,10 @@ class LeakGuard:
         """
         alone, reached = True, False
         watched = {node: name for name, node in self._nodes.items()}
-        pending, seen = [value.grad_fn], {carrier.grad_fn}
-        while pending:
-            node = pending.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
+        for node in nodes_behind([value.grad_fn], [carrier.grad_fn]):
             if node in watched:
                 raise LeakError(self._message(watched[node], alone=True))
             alone &= not node.name().endswith("AccumulateGrad")
-            pending.extend(edge[0] for edge in node.next_functions)
             reached |= any(edge[0] is carrier.grad_fn for edge in node.next_functions)
         return alone and reached
 

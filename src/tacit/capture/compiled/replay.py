@@ -16,6 +16,7 @@ from tacit.capture.compiled.call import Kind, Role
 from tacit.capture.compiled.parts import Form
 from tacit.capture.compiled.recorder import Inside, Recorder
 from tacit.capture.contact import Frame, Names
+from tacit.capture.graphs import nodes_behind
 from tacit.capture.inputs import refuse_lost_outputs, refuse_mixed_outputs
 from tacit.capture.marks import Mark, mark_of, set_mark, tensors_in
 from tacit.capture.mode import Capture
@@ -122,13 +123,7 @@ class Replay:
 
     def _refuse_leaks(self, outputs: Sequence[Any], leaves: dict[int, str]) -> None:
         """Follow the outputs' graph down: a parameter there was met by a call that nobody saw."""
-        pending = [value.grad_fn for value in tensors_in(outputs)]
-        seen: set[Any] = set()
-        while pending:
-            node = pending.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
+        for node in nodes_behind(value.grad_fn for value in tensors_in(outputs)):
             leaf = getattr(node, "variable", None) if node.name().endswith("AccumulateGrad") else None
             if leaf is not None and id(leaf) in leaves:
                 raise LeakError(
@@ -136,7 +131,6 @@ class Replay:
                     "that does not pass the clipping: it was used in a call that was not seen, or an output is "
                     "computed from parameters alone. Call the original model, which says more."
                 )
-            pending.extend(edge[0] for edge in node.next_functions)
 
 
 def _never(*_: Any) -> Any:
