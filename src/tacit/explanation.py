@@ -20,7 +20,7 @@ from tacit.uses import (
     costs_of,
     product_key,
     time_product,
-    wide,
+    wide_dtype,
 )
 
 
@@ -146,7 +146,7 @@ def _described(use: Use) -> tuple[str, tuple[torch.device, torch.dtype], int]:
 
 
 def _kind(value: torch.Tensor) -> tuple[torch.device, torch.dtype]:
-    return value.device, wide(value[:0]).dtype
+    return value.device, wide_dtype(value)
 
 
 def _times(predicted: float | None, measured: float | None) -> str:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from tacit.uses import Dense, Gather, Outer, Use, join
-from tacit.uses.numerics import BLOCK, cancelled, sample_squares, wide
+from tacit.uses.numerics import BLOCK, FEW, cancelled, sample_squares, wide
 
 TYPES = [torch.float32, torch.bfloat16]
 
@@ -123,3 +123,11 @@ def test_suspicion_is_raised_by_small_results_only() -> None:
     bound = torch.tensor([1.0, 1.0, 1.0, 1.0, float("inf")], dtype=torch.float64)
     assert cancelled(squares, bound, torch.float32).tolist() == [False, True, True, True, False]
     assert not cancelled(torch.zeros(2).double(), torch.zeros(2).double(), torch.float32).any()
+
+
+@pytest.mark.parametrize("size", [FEW // 2, FEW // 2 + 1])
+@pytest.mark.parametrize("scale", [1e-25, 1e-12, 1.0, 1e15, 1e25])
+def test_squares_of_few_and_of_many_numbers(size: int, scale: float) -> None:
+    """Up to ``FEW`` numbers are summed in float64 at once, more in blocks, with care for their range."""
+    values = torch.randn(2, size) * scale
+    torch.testing.assert_close(sample_squares(values), values.double().square().sum(1), rtol=1e-6, atol=0)

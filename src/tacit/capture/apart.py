@@ -59,7 +59,7 @@ class Call:
         self.layouts = list(layouts)
         self.samples = next(layout.samples for layout in layouts if layout is not None)
         self._arguments = args, kwargs
-        self._tensors = list(tensors_in((args, kwargs)))
+        self._tensors = tensors_in((args, kwargs))
         self._shim = _Shim(entrance, watch)
 
     @property
@@ -205,7 +205,7 @@ def one_by_one(
         if any(not torch.equal(found[name], left[0][name]) for found in left):
             refuse_buffer(call, name)
         buffers[name] = left[0][name]
-    columns = iter(zip(*(list(tensors_in(out)) for out in outs), strict=True))
+    columns = iter(zip(*(tensors_in(out) for out in outs), strict=True))
     return map_tensors(lambda _: torch.stack(next(columns)), outs[0])
 
 

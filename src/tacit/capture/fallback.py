@@ -98,7 +98,7 @@ class Fallback:
             MixingError: it treats samples together, or writes the batch into a buffer.
             LayoutError: the samples of its inputs cannot be told apart; a module around it may run apart instead.
         """
-        tensors = list(tensors_in((args, kwargs)))
+        tensors = tensors_in((args, kwargs))
         private = [
             (name, p)
             for name, p in entrance.module.named_parameters()

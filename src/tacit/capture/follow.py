@@ -145,7 +145,9 @@ def follow(
         sources = [source for source in sources if source is not numbers] or sources
     elif function in _BY_LENGTHS:
         sources = [source for source in sources if source is not args[1]] or sources
-    args, again = _apart(args)
+    again: list[Tensor] = []
+    if len(sources) > 1:
+        args, again = _apart(args)
     found: Mark | None = None
     lost: Mark | None = None
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from tacit.uses import Layout
 
 _MARK = "_tacit_mark"
+_PLAIN = frozenset([bool, int, float, str, type(None), torch.Size, torch.dtype, torch.device])
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +58,28 @@ def clear_mark(value: Tensor) -> None:
         delattr(value, _MARK)
 
 
-def tensors_in(value: object) -> Iterator[Tensor]:
-    """Yield the tensors in nested lists, tuples, mappings and dataclasses, in order."""
+def tensors_in(value: object) -> list[Tensor]:
+    """Return the tensors in nested lists, tuples, mappings and dataclasses, in order."""
+    found: list[Tensor] = []
+    _collect(value, found)
+    return found
+
+
+def _collect(value: object, found: list[Tensor]) -> None:
+    # Asked of all arguments of every module and call: so what is common comes first, and there are no generators.
     if isinstance(value, Tensor):
-        yield value
+        found.append(value)
+    elif type(value) in _PLAIN:
+        return
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from tensors_in(item)
+            _collect(item, found)
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from tensors_in(item)
+            _collect(item, found)
     elif is_dataclass(value) and not isinstance(value, type):
         for field in fields(value):
-            yield from tensors_in(getattr(value, field.name))
+            _collect(getattr(value, field.name), found)
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NoReturn
 
 import torch
@@ -31,6 +32,14 @@ _STATISTICS = {
     F.instance_norm: ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats"),
 }
 _NATIVE_STATISTICS = ("input", "weight", "bias", "running_mean", "running_var", "training")
+_ASKS = frozenset(
+    [
+        *(Tensor.size, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.stride, Tensor.element_size),
+        *(Tensor.is_contiguous, Tensor.is_floating_point, Tensor.is_complex, Tensor.storage_offset),
+        *(getattr(Tensor, name).__get__ for name in "shape dtype device ndim requires_grad is_leaf layout".split()),
+    ]
+)
+"""What a tensor is, and nothing of its numbers. Models ask this more often than they compute."""
 _READS_NOTHING = frozenset([Tensor.size, Tensor.dim, Tensor.detach, Tensor.numel, Tensor.stride])
 _FACTORIES = frozenset([torch.zeros, torch.ones, torch.empty, torch.arange, torch.rand, torch.randn])
 _FORM_ONLY = frozenset([Tensor.expand_as, Tensor.view_as, Tensor.reshape_as, Tensor.type_as, Tensor.to])
@@ -73,6 +82,8 @@ class Capture(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func in _ASKS:
+            return func(*args, **kwargs)
         if func in _FACTORIES:  # the batch may say how large, at most
             return note_made(func(*args, **kwargs))
         if self.apart:
@@ -178,7 +189,7 @@ class Capture(TorchFunctionMode):
         elif out is None:
             outputs = []
         else:
-            outputs = list(tensors_in(out))
+            outputs = tensors_in(out)
         targets = _written(func, args, kwargs)
         for target in targets:
             if mark_of(target) is None:  # in-place activations, the common case, are marked already
@@ -235,13 +246,15 @@ def _sort(values: Any, marked: list[Tensor], trainable: list[Tensor]) -> None:
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors that a call writes into."""
-    name = func.__name__
+    found = tensors_in(kwargs["out"]) if kwargs.get("out") is not None else []
+    return [*found, *tensors_in(args[0])] if args and _in_place(func.__name__) else found
+
+
+@cache
+def _in_place(name: str) -> bool:
     if name.startswith("__"):
-        in_place = name in ("__setitem__", "__set__") or (name.startswith("__i") and name not in _NOT_IN_PLACE)
-    else:
-        in_place = name.endswith("_")
-    found = list(tensors_in(kwargs["out"])) if kwargs.get("out") is not None else []
-    return [*found, *tensors_in(args[0])] if in_place and args else found
+        return name in ("__setitem__", "__set__") or (name.startswith("__i") and name not in _NOT_IN_PLACE)
+    return name.endswith("_")
 
 
 def _detached(values: Any, chosen: set[int]) -> Any:

@@ -77,7 +77,7 @@ def find_placements(
 
     def outputs(batched: Sequence[Tensor]) -> list[Tensor]:
         held = {name: value.clone() for name, value in buffers.items()}
-        return list(tensors_in(call.run({**values, **held}, {}, batched)))
+        return tensors_in(call.run({**values, **held}, {}, batched))
 
     with left_alone(call.entrance.module, training=False):
         before = torch.get_rng_state()

@@ -37,11 +37,12 @@ class Recomputation:
 
     def remember(self, entrance: Entrance, run: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep which inputs were marked: recomputation passes other tensor objects."""
-        tensors = list(tensors_in((args, kwargs)))
+        tensors = tensors_in((args, kwargs))
         known = self._known.get(entrance)
         if known is None or known[0] is not run:
             known = self._known[entrance] = (run, {})
-        known[1][tuple(t.shape for t in tensors)] = [(mark_of(t), crossing_of(t)) for t in tensors]
+        with torch._C.DisableTorchFunction():  # the capture need not look on
+            known[1][tuple([t.shape for t in tensors])] = [(mark_of(t), crossing_of(t)) for t in tensors]
         if not torch.is_grad_enabled() and in_reentrant_checkpoint():
             run.plain_only = True  # a norm pass cannot cross it
 
@@ -73,7 +74,7 @@ class Recomputation:
         Raises:
             SecondBackwardError: it had no forward of its own.
         """
-        tensors = list(tensors_in((args, kwargs)))
+        tensors = tensors_in((args, kwargs))
         run, patterns = self._known.get(entrance, (None, {}))
         known = patterns.get(tuple(t.shape for t in tensors))
         if run is None or known is None:

@@ -75,7 +75,7 @@ class Runner:
         """
         random = random_state(device)
         before = frame.run.promises()
-        inputs = list(tensors_in((args, kwargs)))
+        inputs = tensors_in((args, kwargs))
         versions = [value._version for value in inputs]
         while True:
             try:

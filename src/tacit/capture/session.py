@@ -166,14 +166,14 @@ class Session:
         if self._entered is not None:
             self._entered()
         refuse_batch_counts(kwargs, entrance.path)
-        tensors = list(tensors_in((args, kwargs)))
+        tensors = tensors_in((args, kwargs))
         samples = self._samples(entrance, tensors)
         trainable = [name for name, p in self.parameters.items() if p.requires_grad]
         if samples is None or not trainable:
             return entrance.inner(*args, **kwargs)
         if samples == 0:
             args, kwargs = one_sample((args, kwargs), self._batch_dim)
-            tensors = list(tensors_in((args, kwargs)))
+            tensors = tensors_in((args, kwargs))
         units = self._units(samples)
         run, carrier = self._open(max(samples, 1), trainable, units, dummy=samples == 0)
         before = run.promises(), run.plain_only, run.bounded

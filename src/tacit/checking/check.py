@@ -91,7 +91,7 @@ def check_model(
         batch_first: as for ``make_private``.
         criterion: the loss, where ``loss_fn`` takes one.
     """
-    tensors = list(tensors_in(batch))
+    tensors = tensors_in(batch)
     if not tensors:
         raise ConfigurationError(f"check: the batch, a {type(batch).__name__}, holds no tensor.")
     dim = 0 if batch_first else 1

@@ -44,7 +44,7 @@ def trace(model: nn.Module, loss_fn: LossFunction, batch: Any, extra: Sequence[A
 
     def watch(path: str, module: nn.Module) -> Any:
         def note(_m: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
-            read, made = list(tensors_in((args, kwargs))), list(tensors_in(out))
+            read, made = tensors_in((args, kwargs)), tensors_in(out)
             calls.append((path, type(module).__name__, [t.detach().clone() for t in read], [t.detach() for t in made]))
 
         return module.register_forward_hook(note, with_kwargs=True)

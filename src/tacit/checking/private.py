@@ -39,7 +39,7 @@ def private_gradients(
         Per-sample norms ``(B,)``, and the clipped sum by parameter name.
     """
     model = without_dropout(copy.deepcopy(model))
-    samples = next(tensors_in(batch)).shape[0 if batch_first else 1]
+    samples = tensors_in(batch)[0].shape[0 if batch_first else 1]
     loader = DataLoader(TensorDataset(torch.arange(max(samples, 1))), batch_size=max(samples, 1))
     ghost = grad_sample_mode == "ghost"
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)

@@ -54,7 +54,7 @@ def single_sample_loop(
     """
     model = without_dropout(copy.deepcopy(model).double())
     extra = () if criterion is None else (criterion,)
-    samples = next(tensors_in(batch)).shape[batch_dim]
+    samples = tensors_in(batch)[0].shape[batch_dim]
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     rows: list[dict[str, Tensor]] = []
     for i in range(samples):

@@ -25,7 +25,7 @@ from tacit.uses import (
     clip_with,
     costs_of,
     product_key,
-    wide,
+    wide_dtype,
 )
 
 
@@ -57,10 +57,11 @@ class LinearFunction(torch.autograd.Function):
         refuse_double_backward()
         _, x, weight = ctx.saved_tensors
         flipped, layout, weight_slot, bias_slot, dtype = ctx.settings
+        rows = layout.rows_of(g)
         if weight_slot is not None:
-            record_outer(weight_slot, layout.rows_of(x), layout.rows_of(g), weight.shape, flipped=flipped)
+            record_outer(weight_slot, layout.rows_of(x), rows, weight.shape, flipped=flipped)
         if bias_slot is not None:
-            bias_slot.record(Dense(layout.rows_of(g).sum(1)))
+            bias_slot.record(Dense(rows.sum(1)))
         gradient = None
         if ctx.needs_input_grad[1]:
             gradient = (g @ (weight.t() if flipped else weight)).to(dtype)
@@ -107,7 +108,7 @@ def outer_use(
     outer = Outer(a, g, shape, flipped=flipped, gram=gram)
     if a.shape[1] == 1:  # the norm is that of two vectors
         return outer
-    dtype = wide(a[:0]).dtype  # in which norms are computed
+    dtype = wide_dtype(a)  # in which norms are computed
     samples, positions, inputs = a.shape
     product = Product(samples, positions, inputs, g.shape[2], dtype.itemsize, sharing)
     forms: dict[str, Callable[[], Use]] = {"gram": lambda: outer, "stored": outer.stored}

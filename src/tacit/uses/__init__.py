@@ -8,7 +8,7 @@ from tacit.uses.fingerprint import Fingerprint
 from tacit.uses.gather import Gather
 from tacit.uses.join import TableAndHead, join
 from tacit.uses.layout import Layout
-from tacit.uses.numerics import wide
+from tacit.uses.numerics import wide, wide_dtype
 from tacit.uses.outer import Gram, Outer
 from tacit.uses.patches import Geometry, Patches, gradients, row_gradients, unfold
 from tacit.uses.precision import FullPrecision
@@ -57,4 +57,5 @@ __all__ = [
     "time_product",
     "unfold",
     "wide",
+    "wide_dtype",
 ]
