@@ -138,10 +138,52 @@ def test_a_forked_process_takes_new_keys():
     assert not torch.isin(theirs, ours).any()
 
 
-def test_threads_of_the_rest_are_as_they_were():
+def with_threads(count, call):
     before = torch.get_num_threads()
-    normals(8 * LARGE)
-    assert torch.get_num_threads() == before
+    torch.set_num_threads(count)
+    try:
+        return call()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_of_the_rest_are_as_they_were():
+    def made():
+        normals(8 * LARGE)
+        return torch.get_num_threads()
+
+    assert with_threads(3, made) == 3
+
+
+@pytest.mark.parametrize("key", [None, bytes(16)])
+def test_threads_share_no_numbers_and_leave_none_out(key):
+    source = SecureNormal(key)
+    out = torch.full((40 * LARGE + 5,), float("nan"), dtype=torch.float64)
+    times = torch.zeros(len(out), dtype=torch.int8)
+
+    def finish(numbers, part):
+        out[part] = numbers
+        times[part] += 1
+
+    with_threads(4, lambda: source.each([Job(len(out), finish)]))
+    assert bool((times == 1).all())
+    assert len(out.unique()) == len(out)
+    assert source.next_block == 41
+
+
+def test_an_error_in_any_thread_is_raised_when_all_have_stopped():
+    source, running = SecureNormal(), []
+
+    def finish(numbers, part):
+        running.append(part.start)
+        if part.start == 6 * LARGE:
+            raise OverflowError
+
+    with pytest.raises(OverflowError):
+        with_threads(3, lambda: source.each([Job(40 * LARGE, finish)]))
+    count = len(running)
+    source.each([Job(LARGE, lambda *_: None)])
+    assert len(running) == count
 
 
 def test_many_tensors_at_once_are_filled_whole_and_share_nothing():
@@ -156,9 +198,7 @@ def test_many_tensors_at_once_are_filled_whole_and_share_nothing():
 
 def transformed(first, second, deviation=1.0):
     words = torch.from_numpy(np.array([first, second], dtype=np.int64))
-    rest = [torch.empty(words.shape[1], dtype=torch.float64) for _ in range(4)]
-    box_muller(words, deviation, *rest)
-    return torch.stack(rest[2:])
+    return torch.stack(box_muller(words, deviation, torch.empty(3, words.shape[1], dtype=torch.float64)))
 
 
 def test_the_transform_is_exact_to_the_last_bits():
@@ -200,14 +240,12 @@ class TestSharedKey:
         return add_gaussian_noise(totals, std=1.0, divisor=1.0, noise=source)
 
     def test_the_same_in_processes_with_other_numbers_of_threads(self):
-        counts, threads = (10, 5000, 300_001), torch.get_num_threads()
-        found = []
+        counts, found = (10, 5000, 300_001), []
         for number in (1, 3):
-            torch.set_num_threads(number)
             source = NoiseSource(key=self.KEY)
-            found.append([*self.numbers(source, counts), *self.numbers(source, counts)])
+            made = [with_threads(number, lambda source=source: self.numbers(source, counts)) for _ in range(2)]
+            found.append([*made[0], *made[1]])
             assert source.position == (2 * (1 + 1 + -(-300_001 // LARGE)),)
-        torch.set_num_threads(threads)
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
         first, again = found[0][:3], found[0][3:]
         assert not any(torch.equal(a, b) for a, b in zip(first, again, strict=True))

@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import torch
@@ -21,14 +22,16 @@ from torch import Tensor
 
 from tacit.errors import PrivacyError
 
-PAIRS = 2**16
-"""Pairs of numbers made at once: what caches hold, and enough for torch to share among its threads."""
+PAIRS = 3 * 2**13
+"""Pairs of numbers made at once: their 40 bytes each stay in a core's cache. torch shares nothing so small among its
+threads, whose meetings would cost more than the numbers: each thread of ours makes blocks of its own."""
 
 READY = 2**12
 """Small tensors are served from as many numbers that lie ready."""
 
 Finish = Callable[[Tensor, slice], None]
-"""Is given float64 normals, which it may overwrite, and which part of the whole they are for."""
+"""Is given float64 normals, which it may overwrite, and which part of the whole they are for. Several threads may call
+it at once, for parts that do not overlap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +43,22 @@ class Job:
     deviation: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Numbers of one job that come from one block.
+
+    Attributes:
+        number: the block's.
+    """
+
+    job: Job
+    start: int
+    count: int
+    number: int
+
+
 class _Stream:
-    """The numbers of one key."""
+    """The numbers of one key, made in one thread."""
 
     def __init__(self, key: bytes) -> None:
         self._key = algorithms.AES128(key)
@@ -49,7 +66,7 @@ class _Stream:
         self._zeros = memoryview(bytes(16 * PAIRS))
         self._raw = bytearray(16 * PAIRS + 15)
         self._words = torch.frombuffer(self._raw, dtype=torch.int64, count=2 * PAIRS)
-        self._radii, self._angles, *self._outs = (torch.empty(PAIRS, dtype=torch.float64) for _ in range(4))
+        self._spaces = [torch.empty(PAIRS, dtype=torch.float64) for _ in range(3)]
         self._ready = torch.empty(0, dtype=torch.float64)
 
     def go_to(self, number: int) -> None:
@@ -60,40 +77,49 @@ class _Stream:
     def some(self, count: int) -> Tensor:
         """``count`` ≤ READY standard normal numbers, which are handed out once."""
         if len(self._ready) < count:
-            self._ready = torch.cat(self.block(READY, 1.0))
+            self._ready = torch.cat(self._block(READY, 1.0))
         found, self._ready = self._ready[:count], self._ready[count:]
         return found
 
-    def block(self, count: int, deviation: float) -> tuple[Tensor, Tensor]:
+    def make(self, part: _Part) -> None:
+        """Make the numbers of a part, and hand them over in two halves."""
+        start = part.start
+        for half in self._block(part.count, part.job.deviation):
+            part.job.finish(half, slice(start, start + len(half)))
+            start += len(half)
+
+    def _block(self, count: int, deviation: float) -> tuple[Tensor, Tensor]:
         """``count`` ≤ 2 · PAIRS normal numbers in two halves, in memory that the next call overwrites."""
         pairs = (count + 1) // 2
         self._cipher.update_into(self._zeros[: 16 * pairs], self._raw)
         words = self._words[: 2 * pairs].view(2, pairs)
-        cosine, sine = (out[:pairs] for out in self._outs)
-        box_muller(words, deviation, self._radii[:pairs], self._angles[:pairs], cosine, sine)
+        cosine, sine = box_muller(words, deviation, [space[:pairs] for space in self._spaces])
         return cosine, sine[: count - pairs]
 
 
-def box_muller(words: Tensor, deviation: float, radii: Tensor, angles: Tensor, cosine: Tensor, sine: Tensor) -> None:
+def box_muller(words: Tensor, deviation: float, spaces: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Turn pairs of random words into pairs of normal numbers.
-
-    All calls are on n numbers, so that a thread of torch's meets in each what it had in the one before.
 
     Args:
         words: ``(2, n)``, int64: of the first the absolute value K ≤ 2⁶³ is the radius, of the second the angle.
         deviation: of the numbers.
-        radii: ``(n,)``, float64: is overwritten, and so is ``angles``.
-        angles: likewise.
-        cosine: ``(n,)``, float64: one number of each pair.
-        sine: likewise: the other.
+        spaces: three of shape ``(n,)``, float64, to work in.
+
+    Returns:
+        One number of each pair, and the other: ``(n,)`` each, in ``spaces``.
     """
+    radii, sine, cosine = spaces
+    torch.add(_HALF, radii.copy_(words[0]).abs_(), alpha=2.0**-63, out=radii)
     # A deviation costs nothing here, and a pass over all numbers anywhere else.
-    radii.copy_(words[0]).abs_().add_(0.5).mul_(2.0**-63).log_().mul_(-2.0 * deviation * deviation).sqrt_()
-    angles.copy_(words[1]).mul_(math.pi * 2.0**-63)
-    torch.cos(angles, out=cosine)
-    torch.sin(angles, out=sine)
-    cosine.mul_(radii)
-    sine.mul_(radii)
+    radii.log_().mul_(-2.0 * deviation * deviation).sqrt_()
+    sine.copy_(words[1]).mul_(math.pi * 2.0**-63)
+    torch.cos(sine, out=cosine)
+    sine.sin_()
+    return cosine.mul_(radii), sine.mul_(radii)
+
+
+_HALF = torch.tensor(2.0**-64, dtype=torch.float64)
+"""Half a step of the radius."""
 
 
 class SecureNormal:
@@ -111,52 +137,62 @@ class SecureNormal:
         self._key = key
         self.next_block = 0
         self._process = -1
-        self._stream: _Stream | None = None
+        self._streams: list[_Stream] = []
+        self._pool: ThreadPoolExecutor | None = None
 
     def each(self, jobs: Sequence[Job]) -> None:
-        """Call each job's ``finish`` with all of its numbers, a part at a time."""
-        stream = self._begin()
-        with _threads(None if self._key is None else 1):
-            for job in jobs:
-                for start in range(0, job.count, 2 * PAIRS):
-                    self._part(stream, job, start, min(2 * PAIRS, job.count - start))
+        """Call each job's ``finish`` with all of its numbers, a part at a time, in as many threads as torch has."""
+        self._begin()
+        parts: deque[_Part] = deque()
+        for job in jobs:
+            if self._key is None and job.count <= READY:
+                job.finish(self._streams[0].some(job.count) * job.deviation, slice(0, job.count))
+                continue
+            for start in range(0, job.count, 2 * PAIRS):
+                parts.append(_Part(job, start, min(2 * PAIRS, job.count - start), self.next_block))
+                self.next_block += 1
+        threads = min(torch.get_num_threads(), len(parts))
+        if threads > 1:
+            self._share(parts, threads)
+        elif parts:
+            self._work(0, parts)
 
-    def _part(self, stream: _Stream, job: Job, start: int, count: int) -> None:
-        if self._key is None and count <= READY:
-            job.finish(stream.some(count) * job.deviation, slice(start, start + count))
+    def _share(self, parts: deque[_Part], threads: int) -> None:
+        self._streams += [self._new_stream() for _ in range(threads - len(self._streams))]
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(thread_name_prefix="noise")
+        others = [self._pool.submit(self._work, place, parts) for place in range(1, threads)]
+        try:
+            self._work(0, parts)
+        finally:
+            parts.clear()  # if that failed
+            wait(others)  # they write into the caller's tensors
+        for each in others:
+            each.result()
+
+    def _work(self, place: int, parts: deque[_Part]) -> None:
+        stream = self._streams[place]
+        while True:
+            try:
+                part = parts.popleft()
+            except IndexError:  # the others took the last
+                return
+            if self._key is not None:
+                stream.go_to(part.number)
+            stream.make(part)
+
+    def _new_stream(self) -> _Stream:
+        return _Stream(self._key or secrets.token_bytes(16))
+
+    def _begin(self) -> None:
+        if self._streams and self._process == os.getpid():
             return
-        if self._key is not None:
-            stream.go_to(self.next_block)
-        self.next_block += 1
-        for half in stream.block(count, job.deviation):
-            job.finish(half, slice(start, start + len(half)))
-            start += len(half)
-
-    def _begin(self) -> _Stream:
-        if self._stream is not None and self._process == os.getpid():
-            return self._stream
         if self._process != -1 and self._key is not None:
             raise PrivacyError(
                 "this process was forked from one that trains together with others, and would add the noise that they "
                 "add, too: who has both releases could subtract it. Start processes with spawn, or call "
                 "make_private() in each."
             )
-        if self._process != -1:  # a forked process has lost torch's threads, and would wait for them for ever
-            torch.set_num_threads(1)
         self._process = os.getpid()
-        self._stream = _Stream(self._key or secrets.token_bytes(16))
-        return self._stream
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """With so many threads of torch's; with as many as there are, if None."""
-    before = torch.get_num_threads()
-    if count is None or count == before:
-        yield
-        return
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        self._streams = [self._new_stream()]
+        self._pool = None  # a forked process has lost its threads
