@@ -220,6 +220,8 @@ class Gradients(Protocol):
 
     def check_whole(self, names: Iterable[str]) -> None: ...
 
+    def take(self, name: str, parameter: Tensor) -> Tensor: ...
+
     def accept(self, name: str, gradient: Tensor) -> None: ...
 
 
@@ -301,9 +303,10 @@ class Releaser:
         self._record(coming.event, len(coming.draws))
         # The mean over n processes moves by an n-th of the sensitivity.
         std, divisor = coming.std / self._processes, coming.divisor / self._processes
-        totals = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in trainable.values()]
+        totals = [self._gradients.take(name, p) for name, p in trainable.items()]
         released = add_gaussian_noise(totals, std=std, divisor=divisor, noise=self._noise, in_place=True)
-        for (name, parameter), gradient in zip(trainable.items(), released, strict=True):
+        for (name, parameter), noisy in zip(trainable.items(), released, strict=True):
+            gradient = noisy.to(parameter.dtype)
             parameter.grad = gradient
             self._gradients.accept(name, gradient)
         self.forget()
