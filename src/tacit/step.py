@@ -128,10 +128,19 @@ class Clipper:
         plan: returns the plan in force.
         observer: is told of every clipped batch.
         keep_dense: form and keep whole per-sample gradients (``grad_sample_mode="hooks"``).
+        loss_scale: returns what the losses were multiplied by.
     """
 
-    def __init__(self, plan: Callable[[], PrivacyPlan], observer: Observer, *, keep_dense: bool) -> None:
+    def __init__(
+        self,
+        plan: Callable[[], PrivacyPlan],
+        observer: Observer,
+        *,
+        keep_dense: bool,
+        loss_scale: Callable[[], float] = lambda: 1.0,
+    ) -> None:
         self._plan = plan
+        self._loss_scale = loss_scale
         self.observer = observer
         self._keep_dense = keep_dense
 
@@ -147,14 +156,17 @@ class Clipper:
         """Nothing is clipped before all uses have come."""
 
     def scale(self, run: Pass) -> Tensor | float:
-        """A loss that is the mean over B samples has per-sample gradients B times too small.
+        """What undoes a mean over the batch, and the scale of the loss.
 
-        With units it is the mean over R rows; that of a batch of unit u alone is the mean over its own n_u rows, so
-        that its gradients are R / n_u times too small.
+        A loss that is the mean over B samples has per-sample gradients B times too small. With units it is the mean
+        over R rows; that of a batch of unit u alone is the mean over its own n_u rows, so that its gradients are
+        R / n_u times too small.
         """
+        unscaled = 1.0 / self._loss_scale()
         if self._plan().loss_reduction != "mean":
-            return 1.0
-        return float(run.samples) if run.units is None else run.samples / run.units.sizes.double()
+            return unscaled
+        rows = float(run.samples) if run.units is None else run.samples / run.units.sizes.double()
+        return rows * unscaled
 
     def __call__(self, run: Pass, recorded: Mapping[str, list[Use]]) -> ClippedUses:
         uses = {name: join(by_unit(several, run)) for name, several in recorded.items()}

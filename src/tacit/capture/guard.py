@@ -118,10 +118,26 @@ class LeakGuard:
         for name in suspects:
             if bool(gradients[name].any()):
                 raise PrivacyError(
-                    f"the gradient of {name!r} was changed after its backward() (clip_grad_norm_, an unscale, or an "
+                    f"the gradient of {name!r} was changed after its backward() (clip_grad_norm_, a GradScaler, or an "
                     "assignment to .grad). The noise was calibrated for the clipped sum, not for what is there now. "
-                    "Change gradients after the noise instead, in a hook of optimizer.register_step_pre_hook."
+                    "Change gradients after the noise instead, in a hook of optimizer.register_step_pre_hook; pass a "
+                    "GradScaler to make_private(..., grad_scaler=scaler)."
                 )
+
+    def are_divided(self, gradients: Mapping[str, Tensor], by: float) -> bool:
+        """Whether all gradients are as the last backward left them, but for a division by a power of two.
+
+        A GradScaler's division leaves no trace beside the numbers; whatever else was written there does.
+        """
+        known = {name: self._accumulated.get(name) for name in gradients}
+        pairs = [(gradients[n], *record) for n, record in known.items() if record is not None]
+        if len(pairs) < len(gradients) or any(_identity(gradient) != identity for gradient, identity, _ in pairs):
+            return False
+        if not pairs:
+            return True
+        then = torch.stack([norm.double().cpu() for *_, norm in pairs])
+        now = torch.stack([fingerprint(gradient, times=by).double().cpu() for gradient, *_ in pairs])
+        return bool(torch.isclose(now, then, rtol=1e-5, atol=0.0, equal_nan=True).all())
 
     def check_whole(self, names: Iterable[str]) -> None:
         """Raise unless the gradients of these parameters are those of the whole batch: of all processes."""
@@ -193,15 +209,21 @@ def refuse_accumulation_hooks(name: str, parameter: Tensor) -> None:
         )
 
 
-def fingerprint(gradient: Tensor) -> Tensor:
+def fingerprint(gradient: Tensor, *, times: float = 1.0) -> Tensor:
     """A number that tells whether a gradient was changed in ways that leave no trace (``.data``, foreach calls).
 
     Of a large gradient a part is looked at: what scales or clips changes all of it.
+
+    Args:
+        gradient: the gradient.
+        times: a number that it is multiplied by before it is looked at.
     """
     working = torch.promote_types(gradient.dtype, torch.float32)
     seen = gradient.detach()
     if seen.is_contiguous():
         seen = sparse(seen.view(-1))
+    if times != 1.0:
+        seen = seen * times
     norm: Tensor = torch.linalg.vector_norm(seen, dtype=working)
     return norm
 

@@ -19,8 +19,8 @@ _HALF = (
     "allow_bf16_reduced_precision_reduction",
     "allow_fp16_accumulation",
 )
-"""On a GPU, whether products of half-precision numbers may be summed in less than float32. Clips form products of float32
-only, and hold that any others would be summed in it."""
+"""On a GPU, whether products of half-precision numbers may be summed in less than float32. Clips form products of
+float32 only; these hold for any others."""
 
 
 class FullPrecision:
@@ -34,9 +34,7 @@ class FullPrecision:
         # torch's stubs know nothing of these.
         backends: Any = torch.backends
         cuda = device.type == "cuda"
-        places = (
-            (backends.cuda.matmul, backends.cudnn.conv) if cuda else (backends.mkldnn.matmul, backends.mkldnn.conv)
-        )
+        places = (backends.cuda.matmul, backends.cudnn.conv) if cuda else (backends.mkldnn.matmul, backends.mkldnn.conv)
         before = [(place, place.fp32_precision) for place in places]
         self._lowered: list[tuple[Any, str, Any, Any]] = [
             (place, "fp32_precision", value, "ieee")
