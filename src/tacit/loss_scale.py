@@ -64,8 +64,10 @@ class LossScale:
         if scale == 1.0:
             return
         if guard.are_divided(gradients, scale):
-            for name, gradient in gradients.items():
-                guard.accept(name, gradient.mul_(scale))
+            for gradient in gradients.values():
+                gradient.mul_(scale)
+            for name, gradient in gradients.items():  # behind all: in DDP's buckets they share one version
+                guard.accept(name, gradient)
             self._undone = True
         # A step that was refused may be tried again: the scaler divides once.
         self._missing = not self._undone and guard.are_divided(gradients, 1.0)
