@@ -293,6 +293,11 @@ class TestRefusals:
         loss = run.scaler.scale(run.criterion(run.model(x), y))
         with pytest.raises(ConfigurationError, match="must be a power of two"):
             loss.backward()
+        late = Run(scaler())
+        late.backward(*late.batch())
+        late.scaler.update(scale)
+        with pytest.raises(ConfigurationError, match="must be a power of two"):
+            late.optimizer.step()
 
     def test_parameters_in_float16(self):
         model = nn.Linear(D, K).half()

@@ -60,8 +60,8 @@ class LossScale:
 
     def undo(self, gradients: Mapping[str, Tensor], guard: LeakGuard) -> None:
         """Multiply gradients by the scale again, if ``unscale_`` has divided all of them by it."""
-        scale = self.value
-        if scale == 1.0:
+        scale = 1.0 if self._scaler is None else self._scaler.get_scale()
+        if scale == 1.0 or not _exact(scale):  # which all processes find together, in check()
             return
         if guard.are_divided(gradients, scale):
             for gradient in gradients.values():
@@ -73,11 +73,13 @@ class LossScale:
         self._missing = not self._undone and guard.are_divided(gradients, 1.0)
 
     def check(self) -> None:
-        """Raise unless the step that is being made was made by the scaler.
+        """Raise unless the step that is being made was made by the scaler, with a scale that can be undone.
 
         Raises:
-            ConfigurationError: the optimizer was stepped by itself: then the loss, too, may not have been scaled.
+            ConfigurationError: it was not. If the optimizer was stepped by itself, the loss, too, may not have been
+                scaled.
         """
+        scale_of(self._scaler)
         if self._missing:
             raise ConfigurationError(
                 "make_private() was given grad_scaler=, and the optimizer was stepped without it: gradients are "
@@ -122,12 +124,16 @@ def scale_of(scaler: GradScaler | None) -> float:
         ConfigurationError: it is no power of two, or out of range.
     """
     scale = 1.0 if scaler is None else scaler.get_scale()
-    if not 2.0**-_LARGEST <= scale <= 2.0**_LARGEST or math.frexp(scale)[0] != 0.5:
+    if not _exact(scale):
         raise ConfigurationError(
             f"the GradScaler's scale is {scale:g}: it must be a power of two from 2**-{_LARGEST} to 2**{_LARGEST}, so "
             "that dividing by it rounds nothing. Build it as GradScaler(device, init_scale=2.0**16)."
         )
     return scale
+
+
+def _exact(scale: float) -> bool:
+    return 2.0**-_LARGEST <= scale <= 2.0**_LARGEST and math.frexp(scale)[0] == 0.5
 
 
 def _factors(scaler: GradScaler) -> tuple[float, float]:

@@ -169,15 +169,15 @@ class Clipper:
         return rows * unscaled
 
     def __call__(self, run: Pass, recorded: Mapping[str, list[Use]]) -> ClippedUses:
-        uses = {name: join(by_unit(several, run)) for name, several in recorded.items()}
         scale = self.scale(run)
-        if self._keep_dense:  # they are for the user's eyes: of the size of single samples' gradients
-            uses = {name: Dense(_scaled(use, scale)) for name, use in uses.items()}
-            scale = 1.0
-        for name, use in uses.items():
-            self.observer.used(name, use)
-        together = small(uses)
-        with _in_full(uses):
+        with _in_full(recorded):
+            uses = {name: join(by_unit(several, run)) for name, several in recorded.items()}
+            if self._keep_dense:  # they are for the user's eyes: of the size of single samples' gradients
+                uses = {name: Dense(_scaled(use, scale)) for name, use in uses.items()}
+                scale = 1.0
+            for name, use in uses.items():
+                self.observer.used(name, use)
+            together = small(uses)
             squares = {} if together is None else together.squared_norms()
             squares |= {name: use.squared_norms() for name, use in uses.items() if name not in squares}
         factors = self.factors(run, squares, scale)
@@ -205,9 +205,9 @@ class Clipper:
         )
 
 
-def _in_full(uses: Mapping[str, Use]) -> AbstractContextManager[None]:
-    use = next(iter(uses.values()), None)
-    return nullcontext() if use is None else FullPrecision(use.device)
+def _in_full(uses: Mapping[str, Sequence[Use]]) -> AbstractContextManager[None]:
+    several = next(iter(uses.values()), ())
+    return FullPrecision(several[0].device) if several else nullcontext()
 
 
 def by_unit(uses: Sequence[Use], run: Pass) -> Sequence[Use]:
