@@ -24,7 +24,8 @@ class Run:
     def __init__(self, scaler: Any, mode: str = "auto", *, half: bool = False, **settings: Any) -> None:
         torch.manual_seed(0)
         self.scaler, self.half = scaler, half
-        self.plain = nn.Sequential(nn.Linear(D, 7), nn.Tanh(), nn.Linear(7, K))
+        network = lambda: nn.Sequential(nn.Linear(D, 7), nn.Tanh(), nn.Linear(7, K))  # noqa: E731
+        self.plain = settings.pop("model", network)()
         x = settings.pop("x", torch.randn(RECORDS, D))
         data = TensorDataset(x, settings.pop("y", torch.arange(len(x)) % K))
         criterion = settings.pop("criterion", nn.CrossEntropyLoss())
@@ -213,6 +214,32 @@ def test_where_all_overflow_noise_is_released_and_counts():
     assert bool(torch.isfinite(run.gradient).all())
     assert bool(run.gradient.any())
     assert run.scaler.get_scale() == 2.0**12
+
+
+def test_a_step_that_a_scaler_skips_releases_nothing_and_records_nothing():
+    """It finds what is not finite only where somebody has written it."""
+    run = Run(scaler(), noise_multiplier=1.0)
+    run.backward(*run.batch())
+    before = [p.detach().clone() for p in run.plain.parameters()]
+    run.plain[0].weight.grad[0, 0] = math.inf
+    run.step()
+    assert run.engine.accountant.steps == 0
+    assert all(torch.equal(p, q) for p, q in zip(run.plain.parameters(), before, strict=True))
+    assert run.scaler.get_scale() == 2.0**16
+    run.optimizer.zero_grad()
+    run.backward(*run.batch()).step()
+    assert run.engine.accountant.steps == 1
+
+
+def test_parameters_in_bfloat16_may_have_one():
+    released, records = [], torch.randn(RECORDS, D).bfloat16()
+    for own in (None, scaler()):
+        run = Run(own, model=lambda: nn.Linear(D, K).bfloat16(), x=records)
+        run.criterion = lambda out, y: nn.functional.cross_entropy(out.float(), y)
+        x, y = run.batch()
+        run.backward(x, y).step()
+        released.append(run.gradient)
+    assert torch.equal(*released)
 
 
 def test_the_scale_stays_until_the_run_ends():

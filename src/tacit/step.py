@@ -4,8 +4,9 @@ For one logical batch drawn by a sampler with a known accounting event:
 
 1. ``clip``: each sample's gradient g_i over all private parameters is multiplied by a factor f_i that depends on
    g_i's norm alone, so that ‖f_i g_i‖ ≤ C, the policy's sensitivity. Samples that are not finite get the factor 0.
-2. Sums of f_i g_i over the physical batches accumulate in ``.grad``; adding or removing one record changes the total
-   by at most C. The leak guard holds that nothing else is in ``.grad``.
+2. Sums of f_i g_i over the physical batches accumulate in ``.grad`` (for parameters narrower than float32 beside it,
+   in float32); adding or removing one record changes the total by at most C. The leak guard holds that nothing else is
+   in ``.grad``.
 3. ``Releaser``: one event is recorded, then noise of standard deviation σ·C is added to every parameter, once, and
    the result is divided by a public constant. What the user's optimizer sees is the output of a Gaussian mechanism.
 
