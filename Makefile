@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test strategies lint bench examples clean
+.PHONY: demo test strategies grid lint bench examples clean
 
 # Torch first and pinned: whatever else asks for torch finds it there, and takes no other build.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -25,6 +25,10 @@ EXACTNESS := tests/rules tests/models tests/properties tests/capture tests/test_
 strategies: $(VENV)/.installed
 	for forms in gram,pixels stored,grouped gram,unfolded stored,unfolded; do \
 		echo "== $$forms"; OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --strategies $$forms -m "not choice" $(EXACTNESS) || exit 1; done
+
+# Models × processes × modes × accumulation, each against a loop over single samples: a few minutes.
+grid: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --grid tests/distributed/test_grid.py $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check src tests benchmarks examples

@@ -139,6 +139,7 @@ def _same_rates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--strategies", default="", help="force these, such as gram,pixels, wherever they are possible")
+    parser.addoption("--grid", action="store_true", help="all cells of the exactness grid over several processes")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from tacit.accounting import Accountant, Release
 from tacit.budget import Budget
-from tacit.capture import AveragedGuard, Pass, Session, read_field
+from tacit.capture import AveragedGuard, Clip, Pass, Session, read_field
 from tacit.criterion import PrivateCriterion
 from tacit.distributed import Averaging, Group
 from tacit.errors import ConfigurationError, PrivacyError, SamplingError
@@ -25,6 +25,7 @@ from tacit.ghost import GhostClipper
 from tacit.joint import Checksums, Since, gradient_facts, plan_facts, shared_key
 from tacit.layerwise import LayerwiseClipper
 from tacit.ledger_copy import Book
+from tacit.loss_scale import LossScale
 from tacit.mechanisms import NoiseSource
 from tacit.optimizer import PrivateOptimizer
 from tacit.plan import PrivacyPlan
@@ -85,15 +86,12 @@ class Attachment:
         self._warned: set[str] = set()
         self.planned_steps: int | None = None
         self.first_step: FirstStep | None = None
-        clipper = Clipper(lambda: self.plan, self, keep_dense=settings.mode == "hooks")
-        layerwise = LayerwiseClipper(clipper) if not plan.policy.uniform and settings.mode != "hooks" else None
-        two_passes = settings.mode == "ghost" or settings.memory_budget is not None
-        clip = GhostClipper(clipper, layerwise) if two_passes else layerwise or clipper
+        self._scale = LossScale(settings.grad_scaler)
         guard = AveragedGuard(required=self.group.count > 1) if self.group.is_set_up else None
         self.session = Session(
             plain_module(module),
             parameters,
-            clip,
+            self._clip(),
             batch_first=settings.batch_first,
             at_hand=self._batch_at_hand,
             apart=settings.mode == "functorch",
@@ -120,7 +118,18 @@ class Attachment:
             self.group.count,
         )
         self.loader.on_batch = self._look_at
-        self.optimizer = PrivateOptimizer(optimizer, self._on_release, self._on_forget, self.averaging.hold)
+        self.optimizer = PrivateOptimizer(
+            optimizer, self._on_release, self._on_forget, self.averaging.hold, self._on_step
+        )
+        self._scale.hold()
+
+    def _clip(self) -> Clip:
+        """How the backwards of this run are clipped."""
+        settings, keep_dense = self.settings, self.settings.mode == "hooks"
+        clipper = Clipper(lambda: self.plan, self, keep_dense=keep_dense, loss_scale=lambda: self._scale.value)
+        layerwise = LayerwiseClipper(clipper) if not self.plan.policy.uniform and not keep_dense else None
+        two_passes = settings.mode == "ghost" or settings.memory_budget is not None
+        return GhostClipper(clipper, layerwise) if two_passes else layerwise or clipper
 
     def gathered_stats(self) -> ClipStats | None:
         """The statistics of all processes' last backwards together."""
@@ -139,7 +148,12 @@ class Attachment:
 
     def _agree(self, prepare: Callable[[], Coming]) -> Coming:
         """Prepare a release, if all processes can and are about to release the same."""
-        return self.group.together(prepare, self._facts)
+
+        def prepared() -> Coming:
+            self._scale.check()
+            return prepare()
+
+        return self.group.together(prepared, self._facts)
 
     def _facts(self, coming: Coming) -> dict[str, object]:
         """What must be the same in all processes for them to release the same, and to count it alike."""
@@ -285,6 +299,7 @@ class Attachment:
         witness = Witness(self.parameters) if self.first_step is None else None
         empty_handed = not self.draws.contributed and current is not None and current.records > 0
         self._release()
+        self._scale.forget()
         self._since, self.session.guard.zeroed = Since(), 0
         if empty_handed:
             self._warn_once(
@@ -341,10 +356,17 @@ class Attachment:
         for parameter in self.parameters.values():
             parameter.__dict__.pop("grad_sample", None)
 
+    def _on_step(self) -> None:
+        """A step begins, be it that of a physical batch only: a GradScaler may have divided gradients for it."""
+        there = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        self._scale.undo(there, self.session.guard)
+        self._scale.hold()
+
     def _on_forget(self) -> None:
         self._drop_batch()
         self._since.cleared += 1
         self._release.forget()
+        self._scale.forget()
         self.session.guard.reset()
         self.draws.discard()
 
@@ -352,6 +374,7 @@ class Attachment:
         self.loader.on_batch = None
         WORKSPACE.clear()
         self._fast.end()
+        self._scale.detach()
         self.optimizer.discard_pending()  # a clipped sum without noise must not be left for a plain step
         self.averaging.detach()
         self.session.detach()

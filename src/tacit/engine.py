@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
@@ -25,6 +26,7 @@ from tacit.errors import ConfigurationError
 from tacit.joint import data_facts, open_ledger, plan_facts, run_facts
 from tacit.ledger import Ledger
 from tacit.ledger_copy import Book
+from tacit.loss_scale import check_scaler, scale_of
 from tacit.optimizer import PrivateOptimizer
 from tacit.plan import PrivacyPlan
 from tacit.planning import last_epoch, planned_history, planned_steps, sampling_of
@@ -83,6 +85,7 @@ class PrivacyEngine(PrivateRun):
         memory_budget: int | None = None,
         tune: str = "predict",
         fast_matmul: bool = False,
+        grad_scaler: GradScaler | None = None,
     ) -> tuple[Any, ...]:
         """Make training private.
 
@@ -126,6 +129,10 @@ class PrivacyEngine(PrivateRun):
                 always timed.) With ``torch.use_deterministic_algorithms(True)`` nothing is timed.
             fast_matmul: let oneDNN form float32 products instead of MKL, in the whole process and until ``detach()``. A
                 probe decides: where it is not quicker, or not as accurate, there is a warning and nothing changes.
+            grad_scaler: the ``torch.amp.GradScaler`` that scales the loss, for autocast in float16. Clipping undoes its
+                scale. Until ``detach()`` the scale stays as it is (growth and backoff factors are set to 1), and no
+                step is skipped: a record whose gradient overflows contributes nothing, and ``engine.stats.nonfinite``
+                counts it. Choose ``init_scale`` (a power of two) as you choose ``max_grad_norm``.
 
         Returns:
             ``(model, optimizer, data_loader)``; with ``"ghost"`` also the criterion, fourth.
@@ -143,8 +150,9 @@ class PrivacyEngine(PrivateRun):
             names = _trainable(private)
             plan = PrivacyPlan(noise_multiplier, max_grad_norm, clipping, loss_reduction, sampled, names)
             generator = self._generator(noise_generator)
+            check_scaler(grad_scaler, private)
             settings = Settings.of(
-                grad_sample_mode, batch_first, generator, sample_index, memory_budget, tune, fast_matmul
+                grad_sample_mode, batch_first, generator, sample_index, memory_budget, tune, fast_matmul, grad_scaler
             )
             _check_first(model, check, plan.loss_reduction, settings, criterion)
             return plan, settings, private
@@ -181,6 +189,7 @@ class PrivacyEngine(PrivateRun):
         memory_budget: int | None = None,
         tune: str = "predict",
         fast_matmul: bool = False,
+        grad_scaler: GradScaler | None = None,
     ) -> tuple[Any, ...]:
         """Make training private with the least noise for which the planned run ends at or below ``target_epsilon``.
 
@@ -202,8 +211,9 @@ class PrivacyEngine(PrivateRun):
             private = self._check(model, optimizer, grad_sample_mode, criterion)
             draft = PrivacyPlan(1.0, max_grad_norm, clipping, loss_reduction, sampled, _trainable(private))
             generator = self._generator(noise_generator)
+            check_scaler(grad_scaler, private)
             settings = Settings.of(
-                grad_sample_mode, batch_first, generator, sample_index, memory_budget, tune, fast_matmul
+                grad_sample_mode, batch_first, generator, sample_index, memory_budget, tune, fast_matmul, grad_scaler
             )
             _check_first(model, check, loss_reduction, settings, criterion)
             return draft, settings, private, planned_steps(sampled, epochs, steps)
@@ -360,6 +370,7 @@ class PrivacyEngine(PrivateRun):
             "batch_first": settings.batch_first,
             "sample_index": settings.sample_index,
             "reproducible noise": settings.noise_generator is not None,
+            "scale of the loss": scale_of(settings.grad_scaler),
             "ledger": "given" if ledger else "none",
             **data_facts(data_loader.dataset),
             **run_facts(self.accountant, parameters),

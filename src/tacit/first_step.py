@@ -41,7 +41,10 @@ class FirstStep:
             )
         if self.stats is not None and self.stats.samples:
             if self.stats.nonfinite == self.stats.samples:
-                found.append("no sample of the first batch has a finite gradient, so all of them were left out.")
+                found.append(
+                    "no sample of the first batch has a finite gradient, so all of them were left out. With a "
+                    "GradScaler, try a smaller init_scale."
+                )
             elif not bool(self.stats.finite_norms.any()):
                 found.append("all gradients of the first batch are zero: the loss does not depend on the parameters.")
         return found
@@ -81,7 +84,8 @@ class Witness:
         if now is None:
             return False
         before = torch.zeros_like(now) if self._gradient is None else self._gradient / divisor
-        return not torch.allclose(now, before, rtol=1e-4, atol=0.0, equal_nan=True)
+        rounding = 4 * torch.finfo(now.dtype).eps  # of a type narrower than float32 the sum was rounded before
+        return not torch.allclose(now, before, rtol=max(1e-4, rounding), atol=0.0, equal_nan=True)
 
     def moved(self) -> bool:
         return any(_fingerprint(p) != before for p, before in zip(self._parameters, self._before, strict=True))

@@ -121,9 +121,10 @@ class _Norms:
             self._close(name)
 
     def _close(self, name: str) -> None:
-        use = join(self._waiting.pop(name))
-        self._observer.used(name, use)
-        with FullPrecision(use.device):
+        waiting = self._waiting.pop(name)
+        with FullPrecision(waiting[0].device):
+            use = join(waiting)
+            self._observer.used(name, use)
             self._squares[name] = use.squared_norms()
         use.release()
 

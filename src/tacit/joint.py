@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def run_facts(accountant: Accountant, parameters: Mapping[str, nn.Parameter]) ->
     shapes = {f"parameter {name!r}": (tuple(p.shape), p.dtype, p.requires_grad) for name, p in parameters.items()}
     return {
         "version of tacit": version("tacit"),
+        "code of tacit": _code(),
         "version of torch": torch.__version__,
         "vector functions of the processor": torch.backends.cpu.get_cpu_capability(),  # they make the noise
         "accountant": (accountant.mechanism(), accountant.wanted_adjacency),
@@ -48,6 +50,16 @@ def run_facts(accountant: Accountant, parameters: Mapping[str, nn.Parameter]) ->
         "private parameters": len(parameters),
         **shapes,
     }
+
+
+@lru_cache(maxsize=1)
+def _code() -> str:
+    """A digest of this package's sources: of one version there may be several states."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def data_facts(dataset: object) -> dict[str, object]:

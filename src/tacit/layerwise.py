@@ -87,10 +87,11 @@ class Groups:
         return self._expected
 
     def _close(self, group: str) -> None:
-        uses = {name: join(several) for name, several in self._waiting.pop(group).items()}
-        for name, use in uses.items():
-            self._clipper.observer.used(name, use)
-        with FullPrecision(next(iter(uses.values())).device):
+        waiting = self._waiting.pop(group)
+        with FullPrecision(next(iter(waiting.values()))[0].device):
+            uses = {name: join(several) for name, several in waiting.items()}
+            for name, use in uses.items():
+                self._clipper.observer.used(name, use)
             squares = {name: use.squared_norms() for name, use in uses.items()}
             factors = self._clipper.factors(self._run, squares, self._clipper.scale(self._run), self._policy)
             finite = bool(factors.finite.all())

@@ -23,6 +23,7 @@ class PrivateOptimizer(Optimizer):
         release: turns the clipped sums in ``.grad`` into released gradients and accounts for them.
         forget: is called when pending sums are thrown away.
         hold: is told whether coming backwards belong to a logical batch that goes on after the next ``step()``.
+        stepping: is called when a step begins, of a physical batch or a logical one.
     """
 
     def __init__(
@@ -31,12 +32,14 @@ class PrivateOptimizer(Optimizer):
         release: Callable[[], None],
         forget: Callable[[], None],
         hold: Callable[[bool], None] | None = None,
+        stepping: Callable[[], None] | None = None,
     ) -> None:
         # Optimizer.__init__ is not called: all that it sets up lives in the wrapped optimizer.
         self.inner = inner
         self._release = release
         self._forget = forget
         self._on_hold = hold
+        self._stepping = stepping
         self._known = self._stepped()
         self._held = False
         self._accumulating = False
@@ -131,6 +134,8 @@ class PrivateOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._stepping is not None:
+            self._stepping()
         if self._held:
             self._accumulating = True
             return loss

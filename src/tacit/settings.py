@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch.amp import GradScaler
 
 from tacit.errors import ConfigurationError
 from tacit.plan import check_number
@@ -25,6 +26,7 @@ class Settings:
         memory_budget: bytes that may be held until the clip; None if nobody has said.
         tune: ``"predict"`` or ``"measure"``: how strategies are chosen.
         fast_matmul: let oneDNN form products in float32 where it is quicker and as accurate.
+        grad_scaler: what scales the losses; None if nothing does.
     """
 
     mode: str
@@ -34,6 +36,7 @@ class Settings:
     memory_budget: int | None = None
     tune: str = "predict"
     fast_matmul: bool = False
+    grad_scaler: GradScaler | None = None
 
     @classmethod
     def of(
@@ -45,6 +48,7 @@ class Settings:
         memory_budget: int | None,
         tune: str,
         fast_matmul: bool,
+        grad_scaler: GradScaler | None,
     ) -> Settings:
         """Check what was asked for, and return it.
 
@@ -67,4 +71,4 @@ class Settings:
                     "memory_budget= belongs to grad_sample_mode='auto', where it decides how many passes are run; "
                     f"{grad_sample_mode!r} does as its name says. Leave one of them out."
                 )
-        return cls(mode, batch_first, noise_generator, sample_index, memory_budget, tune, fast_matmul)
+        return cls(mode, batch_first, noise_generator, sample_index, memory_budget, tune, fast_matmul, grad_scaler)

@@ -4,8 +4,9 @@ For one logical batch drawn by a sampler with a known accounting event:
 
 1. ``clip``: each sample's gradient g_i over all private parameters is multiplied by a factor f_i that depends on
    g_i's norm alone, so that ‖f_i g_i‖ ≤ C, the policy's sensitivity. Samples that are not finite get the factor 0.
-2. Sums of f_i g_i over the physical batches accumulate in ``.grad``; adding or removing one record changes the total
-   by at most C. The leak guard holds that nothing else is in ``.grad``.
+2. Sums of f_i g_i over the physical batches accumulate in ``.grad`` (for parameters narrower than float32 beside it,
+   in float32); adding or removing one record changes the total by at most C. The leak guard holds that nothing else is
+   in ``.grad``.
 3. ``Releaser``: one event is recorded, then noise of standard deviation σ·C is added to every parameter, once, and
    the result is divided by a public constant. What the user's optimizer sees is the output of a Gaussian mechanism.
 
@@ -128,10 +129,19 @@ class Clipper:
         plan: returns the plan in force.
         observer: is told of every clipped batch.
         keep_dense: form and keep whole per-sample gradients (``grad_sample_mode="hooks"``).
+        loss_scale: returns what the losses were multiplied by.
     """
 
-    def __init__(self, plan: Callable[[], PrivacyPlan], observer: Observer, *, keep_dense: bool) -> None:
+    def __init__(
+        self,
+        plan: Callable[[], PrivacyPlan],
+        observer: Observer,
+        *,
+        keep_dense: bool,
+        loss_scale: Callable[[], float] = lambda: 1.0,
+    ) -> None:
         self._plan = plan
+        self._loss_scale = loss_scale
         self.observer = observer
         self._keep_dense = keep_dense
 
@@ -147,25 +157,28 @@ class Clipper:
         """Nothing is clipped before all uses have come."""
 
     def scale(self, run: Pass) -> Tensor | float:
-        """A loss that is the mean over B samples has per-sample gradients B times too small.
+        """What undoes a mean over the batch, and the scale of the loss.
 
-        With units it is the mean over R rows; that of a batch of unit u alone is the mean over its own n_u rows, so
-        that its gradients are R / n_u times too small.
+        A loss that is the mean over B samples has per-sample gradients B times too small. With units it is the mean
+        over R rows; that of a batch of unit u alone is the mean over its own n_u rows, so that its gradients are
+        R / n_u times too small.
         """
+        unscaled = 1.0 / self._loss_scale()
         if self._plan().loss_reduction != "mean":
-            return 1.0
-        return float(run.samples) if run.units is None else run.samples / run.units.sizes.double()
+            return unscaled
+        rows = float(run.samples) if run.units is None else run.samples / run.units.sizes.double()
+        return rows * unscaled
 
     def __call__(self, run: Pass, recorded: Mapping[str, list[Use]]) -> ClippedUses:
-        uses = {name: join(by_unit(several, run)) for name, several in recorded.items()}
         scale = self.scale(run)
-        if self._keep_dense:  # they are for the user's eyes: of the size of single samples' gradients
-            uses = {name: Dense(_scaled(use, scale)) for name, use in uses.items()}
-            scale = 1.0
-        for name, use in uses.items():
-            self.observer.used(name, use)
-        together = small(uses)
-        with _in_full(uses):
+        with _in_full(recorded):
+            uses = {name: join(by_unit(several, run)) for name, several in recorded.items()}
+            if self._keep_dense:  # they are for the user's eyes: of the size of single samples' gradients
+                uses = {name: Dense(_scaled(use, scale)) for name, use in uses.items()}
+                scale = 1.0
+            for name, use in uses.items():
+                self.observer.used(name, use)
+            together = small(uses)
             squares = {} if together is None else together.squared_norms()
             squares |= {name: use.squared_norms() for name, use in uses.items() if name not in squares}
         factors = self.factors(run, squares, scale)
@@ -193,9 +206,9 @@ class Clipper:
         )
 
 
-def _in_full(uses: Mapping[str, Use]) -> AbstractContextManager[None]:
-    use = next(iter(uses.values()), None)
-    return nullcontext() if use is None else FullPrecision(use.device)
+def _in_full(uses: Mapping[str, Sequence[Use]]) -> AbstractContextManager[None]:
+    several = next(iter(uses.values()), ())
+    return FullPrecision(several[0].device) if several else nullcontext()
 
 
 def by_unit(uses: Sequence[Use], run: Pass) -> Sequence[Use]:
@@ -219,6 +232,8 @@ class Gradients(Protocol):
     def check_untouched(self, gradients: Mapping[str, Tensor]) -> None: ...
 
     def check_whole(self, names: Iterable[str]) -> None: ...
+
+    def take(self, name: str, parameter: Tensor) -> Tensor: ...
 
     def accept(self, name: str, gradient: Tensor) -> None: ...
 
@@ -301,9 +316,10 @@ class Releaser:
         self._record(coming.event, len(coming.draws))
         # The mean over n processes moves by an n-th of the sensitivity.
         std, divisor = coming.std / self._processes, coming.divisor / self._processes
-        totals = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in trainable.values()]
+        totals = [self._gradients.take(name, p) for name, p in trainable.items()]
         released = add_gaussian_noise(totals, std=std, divisor=divisor, noise=self._noise, in_place=True)
-        for (name, parameter), gradient in zip(trainable.items(), released, strict=True):
+        for (name, parameter), noisy in zip(trainable.items(), released, strict=True):
+            gradient = noisy.to(parameter.dtype)
             parameter.grad = gradient
             self._gradients.accept(name, gradient)
         self.forget()

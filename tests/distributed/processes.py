@@ -54,7 +54,13 @@ def together(world: int, function: Callable[..., Any], *args: Any, timeout: floa
             process.kill()
             process.join()
         assert not late, f"{len(late)} processes did not end"
-        return [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(world)]
+        return [_result(Path(folder) / str(rank), process) for rank, process in enumerate(processes)]
+
+
+def _result(path: Path, process: Any) -> Any:
+    if process.exitcode < 0:  # by a signal: it had no time to say anything
+        return Failed(f"signal {-process.exitcode}")
+    return pickle.loads(path.read_bytes())
 
 
 def results(world: int, function: Callable[..., Any], *args: Any, timeout: float = 30.0) -> list[Any]:

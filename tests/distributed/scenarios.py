@@ -1,5 +1,7 @@
 """What the processes of these tests do: each function gets its rank and the number of processes."""
 
+import os
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -10,10 +12,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
+import tacit.step
 from tacit import BatchMemoryManager, Ledger, PrivacyEngine
 from tacit.accounting.releases import PoissonRelease
 from tacit.errors import BudgetError, ConfigurationError, LedgerError
@@ -71,6 +75,7 @@ class Case:
             forwards and backwards, both averaged).
         ddp: arguments of DistributedDataParallel.
         batch: records per process and batch.
+        scale: losses are multiplied by so many powers of two, by a GradScaler.
     """
 
     model: str = "mlp"
@@ -88,6 +93,7 @@ class Case:
     clipping: str = "flat"
     to_none: bool = True
     memory_budget: int | None = None
+    scale: int | None = None
 
 
 def data(records: int) -> TensorDataset:
@@ -155,15 +161,17 @@ def backward(case: Case, model: Any, criterion: Any, x: Tensor, y: Tensor) -> No
 
 def gradients(rank: int, world: int, case: Case) -> list[Any]:
     """Train; for each step the records of this process, the weights before it and the released gradient."""
-    engine, plain, model, optimizer, loader, criterion = made(case)
+    scaler = GradScaler("cpu", init_scale=2.0 ** (case.scale or 0), enabled=case.scale is not None)
+    engine, plain, model, optimizer, loader, criterion = made(case, grad_scaler=scaler)
     steps, rows = [], []
     for x, y, index in batches(case, loader, optimizer):
         optimizer.zero_grad(set_to_none=case.to_none)
         before = {name: p.detach().clone() for name, p in plain.named_parameters()}
-        backward(case, model, criterion, x, y)
+        backward(case, model, lambda out, target: scaler.scale(criterion(out, target)), x, y)
         rows += index[: len(index) - engine._attached.session.padding].tolist()
         releases = engine.accountant.steps
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         if engine.accountant.steps > releases:
             released = {name: p.grad.clone() for name, p in plain.named_parameters()}
             steps.append((rows, before, released))
@@ -318,6 +326,31 @@ def noise(rank: int, world: int, steps: int) -> tuple[Tensor, float]:
     return torch.stack(released), 1.3 * 0.7 / engine.plan.sampling.expected_batch_size
 
 
+def noise_on_gradients(rank: int, world: int, steps: int) -> tuple[Tensor, float]:
+    """What is released of the same clipped sum in every step: weights stay as they are."""
+    case = Case(noise=1.3, sampling="full-batch", batch=4, records=8)
+    torch.manual_seed(0)
+    plain = nn.Linear(6, CLASSES).double()
+    model = DistributedDataParallel(plain)
+    engine = PrivacyEngine()
+    _, optimizer, loader = engine.make_private(
+        module=model,
+        optimizer=torch.optim.SGD(plain.parameters(), lr=0.0),
+        data_loader=loader_of(case),
+        noise_multiplier=case.noise,
+        max_grad_norm=BOUND,
+        sampling=case.sampling,
+    )
+    released = []
+    for _ in range(steps):
+        ((x, y, _),) = loader
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        released.append(torch.cat([p.grad.flatten() for p in plain.parameters()]))
+    return torch.stack(released), case.noise * BOUND / engine.plan.sampling.expected_batch_size
+
+
 def accounts(rank: int, world: int, path: str) -> dict[str, Any]:
     """A run with a ledger, in which another run writes in between; a budget that ends it, and one failure to write."""
     engine, plain, model, optimizer, loader, criterion = made(Case(noise=2.0), ledger=path)
@@ -381,6 +414,66 @@ def calibrated(rank: int, world: int) -> tuple[float, float]:
             nn.functional.cross_entropy(model(x), y).backward()
             optimizer.step()
     return engine.noise_multiplier, engine.get_epsilon(1e-2)
+
+
+@dataclass(frozen=True)
+class Kill:
+    """When a process is killed, in its third step.
+
+    Attributes:
+        rank: which process.
+        when: "in backward" (with a part of the gradients there), "before the record", or "after the record" (before
+            there is noise).
+    """
+
+    rank: int
+    when: str
+
+
+def killed(rank: int, world: int, folder: str, kill: Kill) -> dict[str, Any]:
+    """A run with a ledger and a checkpoint after its second step, until one process is killed."""
+    engine, plain, model, optimizer, loader, criterion = made(Case(noise=2.0), ledger=f"{folder}/ledger")
+    found: dict[str, Any] = {"seen": 0}
+    try:
+        for number, (x, y, _) in enumerate(loader, 1):
+            optimizer.zero_grad()
+            if number == 3 and rank == kill.rank:
+                _prepare(kill.when, engine, plain)
+            loss = criterion(model(x), y)
+            loss.backward()
+            optimizer.step()
+            found["seen"] = number
+            if number == 2 and rank == 0:
+                engine.save_checkpoint(f"{folder}/checkpoint", module=model, optimizer=optimizer)
+    except RuntimeError as error:
+        found["error"] = f"{type(error).__name__}: {error}"
+    return found
+
+
+def _prepare(when: str, engine: PrivacyEngine, plain: Any) -> None:
+    """Let this process kill itself at some point of the coming step."""
+
+    def die(*_: Any, **__: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if when == "in backward":
+        plain[0].weight.register_hook(die)
+    elif when == "before the record":
+        engine._attached._release._record = die
+    else:
+        tacit.step.add_gaussian_noise = die
+
+
+def resumed(rank: int, world: int, folder: str) -> dict[str, Any]:
+    """Start again from the checkpoint, and train for an epoch."""
+    engine, _, model, optimizer, loader, criterion = made(Case(noise=2.0), ledger=f"{folder}/ledger")
+    engine.load_checkpoint(f"{folder}/checkpoint", module=model, optimizer=optimizer)
+    found = {"before": engine.accountant.steps, "epsilon before": engine.get_epsilon(1e-5)}
+    for x, y, _ in loader:
+        optimizer.zero_grad()
+        criterion(model(x), y).backward()
+        optimizer.step()
+    return found | {"after": engine.accountant.steps, "epsilon after": engine.get_epsilon(1e-5)}
 
 
 def stops(rank: int, world: int, how: str) -> str:

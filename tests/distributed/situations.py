@@ -2,18 +2,20 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.metadata import version
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from scenarios import BOUND, Case, made, model_of
 from torch import nn
+from torch.amp import GradScaler
 from torch.autograd.graph import get_gradient_edge
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
-from tacit import PrivacyEngine
+from tacit import PrivacyEngine, joint
 
 
 class Step:
@@ -57,6 +59,38 @@ def other_shapes(rank: int) -> None:
         noise_multiplier=1.0,
         max_grad_norm=1.0,
     )
+
+
+def other_version(rank: int) -> None:
+    joint.version = lambda name: f"0.1.{rank}"
+    try:
+        made(Case())
+    finally:
+        joint.version = version
+
+
+def other_code(rank: int) -> None:
+    """The same version, from another state of the sources."""
+    before = joint._code
+    joint._code = lambda: f"state {rank}"
+    try:
+        made(Case())
+    finally:
+        joint._code = before
+
+
+def other_scale(rank: int) -> None:
+    made(Case(), grad_scaler=GradScaler("cpu", init_scale=2.0 ** (10 + rank)))
+
+
+def scaler_left_out_in_one(rank: int) -> None:
+    scaler = GradScaler("cpu", init_scale=2.0**10)
+    step = Step(grad_scaler=scaler)
+    scaler.scale(step.loss()).backward()
+    if rank:
+        step.optimizer.step()
+    else:
+        scaler.step(step.optimizer)
 
 
 def other_history(rank: int) -> None:
@@ -306,6 +340,10 @@ SITUATIONS: list[Callable[[int], None]] = [
     other_records,
     other_reduction,
     other_shapes,
+    other_version,
+    other_code,
+    other_scale,
+    scaler_left_out_in_one,
     other_history,
     one_is_refused,
     without_wrapper,

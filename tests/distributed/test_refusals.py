@@ -13,6 +13,10 @@ WORDS = {
     "other_records": (DIFFER, "number of records: 30 in process 0, 38 in process 1"),
     "other_reduction": (DIFFER, "loss_reduction: 'mean' in process 0, 'sum' in process 1"),
     "other_shapes": (DIFFER, "parameter 'weight': ((2, 3)", "((2, 4)"),
+    "other_version": (DIFFER, "version of tacit: '0.1.0' in process 0, '0.1.1' in process 1"),
+    "other_code": (DIFFER, "code of tacit: 'state 0' in process 0, 'state 1' in process 1"),
+    "other_scale": (DIFFER, "scale of the loss: 1024.0 in process 0, 2048.0 in process 1"),
+    "scaler_left_out_in_one": ("ConfigurationError: make_private() was given grad_scaler=, and the optimizer",),
     "other_history": (DIFFER, "releases so far: [] in process 0"),
     "one_is_refused": ("ConfigurationError: grad_sample_mode='ghosts' is not known",),
     "without_wrapper": ("PrivacyError: the gradient of '0.bias' was not averaged", "Call the wrapped model"),
@@ -45,7 +49,7 @@ WORDS = {
     "sampler_of_a_part": ("is of another data set", "Build both over the whole data set"),
     "sharded": ("NotImplementedError: parameters that are spread over processes", "Use DistributedDataParallel"),
 }
-FROM_THE_OTHER = ("one_is_refused", "clipped_again_in_one")
+FROM_THE_OTHER = ("one_is_refused", "clipped_again_in_one", "scaler_left_out_in_one")
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,8 @@
 """Norms and clipped sums are float32's own, whatever precision products have; two passes are told apart."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tacit import PrivacyEngine
 from tacit.errors import ConfigurationError
 from tacit.testing import private_gradients
-from tacit.uses import Dense, Fingerprint, FullPrecision, Gather, Outer
+from tacit.uses import TUNER, Dense, Fingerprint, FullPrecision, Gather, Outer
 from tacit.uses.fast_matmul import FastMatmul, is_trusted, probe
 
 CPU = torch.device("cpu")
@@ -55,6 +58,87 @@ def test_one_sample_keeps_the_bound_when_products_are_rounded(lowered, mode, cli
         criterion=lambda out, _: out.flatten(1).sum(1).mean(),
     )
     assert float(sums["weight"].double().norm()) <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("mode", ["auto", "ghost"])
+@pytest.mark.parametrize("clipping", ["flat", "per_layer"])
+@pytest.mark.parametrize(("dtype", "width"), [(torch.bfloat16, 257), (torch.float16, 2049)])
+def test_one_sample_keeps_the_bound_when_its_backward_is_within_autocast(mode, clipping, dtype, width):
+    """Gram matrices of so many ones: autocast would round the norm down, and nothing in the sum."""
+
+    class Backward:
+        def __init__(self, loss):
+            self.loss = loss
+
+        def backward(self):
+            with torch.autocast("cpu", dtype=dtype):
+                self.loss.backward()
+
+    with TUNER.forced("gram"):
+        _, sums = private_gradients(
+            nn.Linear(width, 257, bias=False),
+            lambda m, b, criterion: Backward(criterion(m(b[0]), b[0])),
+            (torch.ones(1, 4, width),),
+            max_grad_norm=1.0,
+            grad_sample_mode=mode,
+            clipping=clipping,
+            criterion=lambda out, _: out.flatten(1).sum(1).mean(),
+        )
+    assert abs(float(sums["weight"].double().norm()) - 1) <= 1e-6
+
+
+REDUCED = (
+    "allow_fp16_reduced_precision_reduction",
+    "allow_bf16_reduced_precision_reduction",
+    "allow_fp16_accumulation",
+)
+
+
+@pytest.fixture
+def settings_of_a_gpu():
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    places = [(matmul, "fp32_precision"), (conv, "fp32_precision"), *((matmul, name) for name in REDUCED)]
+    before = [getattr(*place) for place in places]
+    yield places
+    for place, value in zip(places, before, strict=True):
+        setattr(*place, value)
+
+
+@pytest.mark.parametrize("lowered", [True, False])
+def test_on_a_gpu_settings_are_raised_and_put_back(settings_of_a_gpu, lowered):
+    """Settings can be read and written without one."""
+    for place in settings_of_a_gpu[:2]:
+        setattr(*place, "tf32" if lowered else "ieee")
+    for place in settings_of_a_gpu[2:]:
+        setattr(*place, lowered)
+
+    def settings():
+        return [getattr(*place) for place in settings_of_a_gpu]
+
+    before = settings()
+    full = FullPrecision(torch.device("cuda"))
+    for _ in range(2):
+        with full:
+            assert settings() == ["ieee", "ieee", False, False, False]
+        assert settings() == before
+
+
+def test_on_a_gpu_the_older_switches_are_heeded_and_go_on_to_work():
+    """In a process of its own: torch remembers which switches were used."""
+    code = """
+import torch
+from tacit.uses import FullPrecision
+matmul = torch.backends.cuda.matmul
+for lower in (lambda: setattr(matmul, "allow_tf32", True), lambda: torch.set_float32_matmul_precision("medium")):
+    lower()
+    assert matmul.fp32_precision != "ieee" and matmul.allow_tf32
+    with FullPrecision(torch.device("cuda")):
+        assert matmul.fp32_precision == "ieee"
+    assert matmul.allow_tf32
+    matmul.allow_tf32 = False
+    assert matmul.fp32_precision == "ieee" and not matmul.allow_tf32
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_fast_products_are_tried_out_first(monkeypatch):

@@ -1,7 +1,7 @@
 """Seeing every use of every parameter in unmodified models, and handing clipped sums back to autograd."""
 
 from tacit.capture.averaged import AveragedGuard
-from tacit.capture.guard import sparse
+from tacit.capture.guard import LeakGuard, sparse
 from tacit.capture.passes import Clip, ClippedSums, Deposit, EarlyClip, Pass, Term
 from tacit.capture.session import Session
 from tacit.capture.units import check_index, read_field
@@ -12,6 +12,7 @@ __all__ = [
     "ClippedSums",
     "Deposit",
     "EarlyClip",
+    "LeakGuard",
     "Pass",
     "Session",
     "Term",

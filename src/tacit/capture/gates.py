@@ -32,9 +32,9 @@ class Gate(torch.autograd.Function):
         total = run.clipped.sum(name)
         if total is None:
             total = torch.zeros(shape, dtype=dtype, device=device)
-        total = total.to(dtype).reshape(shape)
-        guard.expect(name, total)
-        return total, None, None, None
+        gradient = total.to(dtype).reshape(shape)
+        guard.expect(name, gradient, total)
+        return gradient, None, None, None
 
 
 class Carrier(torch.autograd.Function):

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from tacit.capture.graphs import nodes_behind
+from tacit.capture.unrounded import UnroundedSums
 from tacit.errors import LeakError, PrivacyError
 
 _LARGE = 2**13
@@ -29,6 +30,7 @@ class LeakGuard:
         self._handles: list[Any] = []
         self._expected: dict[str, tuple[int, int]] = {}
         self._accumulated: dict[str, tuple[tuple[int, int], Tensor]] = {}
+        self._unrounded = UnroundedSums()
         self.broken = False
         self.unwatched_forward = ""
         self.zeroed = 0
@@ -43,8 +45,10 @@ class LeakGuard:
         self._handles.append(node.register_prehook(self._before(name, parameter)))
         self._handles.append(node.register_hook(self._after(name, parameter)))
 
-    def expect(self, name: str, gradient: Tensor) -> None:
+    def expect(self, name: str, gradient: Tensor, total: Tensor) -> None:
+        """A gate returns ``gradient``, which is ``total`` in the parameter's own type."""
         self._expected[name] = _identity(gradient)
+        self._unrounded.expect(name, total, gradient)
 
     def _before(self, name: str, parameter: Tensor) -> Callable[[tuple[Tensor, ...]], None]:
         def check(gradients: tuple[Tensor, ...]) -> None:
@@ -61,6 +65,7 @@ class LeakGuard:
             if expected is None or _identity(gradients[0]) != expected:
                 self.broken = True
                 raise LeakError(self._message(name, alone=expected is None))
+            self._unrounded.arrived(name, self._pending(name, parameter))
 
         return check
 
@@ -113,10 +118,26 @@ class LeakGuard:
         for name in suspects:
             if bool(gradients[name].any()):
                 raise PrivacyError(
-                    f"the gradient of {name!r} was changed after its backward() (clip_grad_norm_, an unscale, or an "
+                    f"the gradient of {name!r} was changed after its backward() (clip_grad_norm_, a GradScaler, or an "
                     "assignment to .grad). The noise was calibrated for the clipped sum, not for what is there now. "
-                    "Change gradients after the noise instead, in a hook of optimizer.register_step_pre_hook."
+                    "Change gradients after the noise instead, in a hook of optimizer.register_step_pre_hook; pass a "
+                    "GradScaler to make_private(..., grad_scaler=scaler)."
                 )
+
+    def are_divided(self, gradients: Mapping[str, Tensor], by: float) -> bool:
+        """Whether all gradients are as the last backward left them, but for a division by a power of two.
+
+        A GradScaler's division leaves no trace beside the numbers; whatever else was written there does.
+        """
+        known = {name: self._accumulated.get(name) for name in gradients}
+        pairs = [(gradients[n], *record) for n, record in known.items() if record is not None]
+        if len(pairs) < len(gradients) or any(_identity(gradient) != identity for gradient, identity, _ in pairs):
+            return False
+        if not pairs:
+            return True
+        then = torch.stack([norm.double().cpu() for *_, norm in pairs])
+        now = torch.stack([fingerprint(gradient, times=by).double().cpu() for gradient, *_ in pairs])
+        return bool(torch.isclose(now, then, rtol=1e-5, atol=0.0, equal_nan=True).all())
 
     def check_whole(self, names: Iterable[str]) -> None:
         """Raise unless the gradients of these parameters are those of the whole batch: of all processes."""
@@ -136,6 +157,25 @@ class LeakGuard:
             reached |= any(edge[0] is carrier.grad_fn for edge in node.next_functions)
         return alone and reached
 
+    def take(self, name: str, parameter: Tensor) -> Tensor:
+        """The clipped sum that is pending for a parameter, for the release; zeros if there is none.
+
+        It is the gradient itself, or what this is the rounding of.
+        """
+        gradient, total = self._pending(name, parameter), self._unrounded.take(name)
+        if gradient is None:
+            return torch.zeros_like(parameter)
+        return gradient.detach() if total is None else total
+
+    def _pending(self, name: str, parameter: Tensor) -> Tensor | None:
+        """A parameter's gradient, None if it was set to zero since its backward."""
+        gradient = parameter.grad
+        if gradient is None or name not in self._unrounded:
+            return gradient
+        record = self._accumulated.get(name)
+        untouched = record is not None and record[0] == _identity(gradient)
+        return gradient if untouched or bool(gradient.any()) else None
+
     def accept(self, name: str, gradient: Tensor) -> None:
         """Take a released gradient for what it is: adding to it, or releasing it again, reveals nothing new."""
         self._accumulated[name] = _identity(gradient), fingerprint(gradient)
@@ -144,6 +184,7 @@ class LeakGuard:
         """Forget an interrupted backward and the gradients that it left."""
         self._expected.clear()
         self._accumulated.clear()
+        self._unrounded.clear()
         self.broken = False
         self.unwatched_forward = ""
 
@@ -168,15 +209,21 @@ def refuse_accumulation_hooks(name: str, parameter: Tensor) -> None:
         )
 
 
-def fingerprint(gradient: Tensor) -> Tensor:
+def fingerprint(gradient: Tensor, *, times: float = 1.0) -> Tensor:
     """A number that tells whether a gradient was changed in ways that leave no trace (``.data``, foreach calls).
 
     Of a large gradient a part is looked at: what scales or clips changes all of it.
+
+    Args:
+        gradient: the gradient.
+        times: a number that it is multiplied by before it is looked at.
     """
     working = torch.promote_types(gradient.dtype, torch.float32)
     seen = gradient.detach()
     if seen.is_contiguous():
         seen = sparse(seen.view(-1))
+    if times != 1.0:
+        seen = seen * times
     norm: Tensor = torch.linalg.vector_norm(seen, dtype=working)
     return norm
 
