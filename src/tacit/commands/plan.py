@@ -99,8 +99,7 @@ def _show(forecast: Forecast, head: str, rates: Rates) -> None:
     from tacit.scaling.summary import advice
 
     console = Console(width=_WIDTH, highlight=False)
-    numbers = forecast.survey.trained + forecast.survey.frozen
-    console.print(f"{head}; {numbers:,} parameters")
+    console.print(f"{head}; {forecast.survey.numbers:,} parameters")
     how = forecast.setting.text.rsplit(",", 1)[0]
     console.print(f"{how}. Estimates, from shapes alone: docs/scaling.md has the formulas.")
     console.print(_memory(forecast))

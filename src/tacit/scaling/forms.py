@@ -110,7 +110,7 @@ def _kind(pattern: str, group: list[Formed]) -> Kind:
 
 def _kept(use: Use, costs: CostModel, room: Room) -> Use:
     """The form that :func:`tacit.rules.linear.outer_use` would keep."""
-    if not isinstance(use, Outer) or use.product is None:
+    if not isinstance(use, Outer) or use.product is None or use.tried is not None:
         return use
     product = use.product
     held = {"gram": use.a.nbytes + use.g.nbytes, "stored": product.whole}

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from tacit.scaling.forms import Formed, distinct
 from tacit.scaling.setting import MASTER, Mode, Setting
 from tacit.scaling.survey import Survey
@@ -55,17 +57,18 @@ def state(survey: Survey, setting: Setting) -> dict[str, int]:
     """Bytes of parameters, of all that is kept for them, and of what sharing them out needs."""
     shards = setting.processes if setting.sharded else 1
     whole = survey.trained * MASTER
+    trained = _largest_shard(survey.parameters, shards) * MASTER
     found = {
-        "parameters": math.ceil((survey.trained + survey.frozen) * MASTER / shards),
-        "gradients": math.ceil(whole / shards),
-        "optimizer state": math.ceil(setting.optimizer.kept * whole / shards),
+        "parameters": trained + _largest_shard(survey.frozen, shards) * MASTER,
+        "gradients": trained,
+        "optimizer state": setting.optimizer.kept * trained,
     }
     if setting.averaged:
         found["DDP's buckets"] = whole
     if setting.sharded:
         found["parameters gathered for the moment"] = survey.itemsize * gathered_at_once(survey)
     elif survey.itemsize < MASTER:
-        found["copies of weights that autocast makes"] = survey.itemsize * (survey.trained + survey.frozen)
+        found["copies of weights that autocast makes"] = survey.itemsize * survey.numbers
     if setting.sharded and setting.mode in (Mode.ghost, Mode.per_layer):
         found["clipped sums that wait for their gates"] = whole
     elif setting.sharded and setting.mode is Mode.auto:
@@ -76,6 +79,11 @@ def state(survey: Survey, setting: Setting) -> dict[str, int]:
     return found
 
 
+def _largest_shard(shapes: Mapping[str, torch.Size], shards: int) -> int:
+    """Numbers of the first process: FSDP2 shares out rows, and those that are left over go to the first ones."""
+    return sum(math.ceil(shape[0] / shards) * shape[1:].numel() if shape else 1 for shape in shapes.values())
+
+
 def gathered_at_once(survey: Survey) -> int:
     """Numbers that FSDP2 holds unsharded: what is outside the blocks, and the largest blocks."""
     root, blocks = root_and_blocks(survey)
@@ -84,7 +92,7 @@ def gathered_at_once(survey: Survey) -> int:
 
 def root_and_blocks(survey: Survey) -> tuple[int, tuple[int, ...]]:
     """How many numbers are outside the blocks, and in each."""
-    return survey.trained + survey.frozen - sum(survey.block_parameters), survey.block_parameters
+    return survey.numbers - sum(survey.block_parameters), survey.block_parameters
 
 
 def moments(survey: Survey, uses: Sequence[Formed], setting: Setting) -> dict[str, int]:

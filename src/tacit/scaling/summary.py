@@ -14,7 +14,7 @@ def facts(forecast: Forecast) -> dict[str, Any]:
     """All that a forecast says; sizes in bytes, times in seconds."""
     ways = {name: forecast.with_setting(checkpointing=on) for name, on in (("without", False), ("with", True))}
     return {
-        "parameters": forecast.survey.trained + forecast.survey.frozen,
+        "parameters": forecast.survey.numbers,
         "samples": forecast.survey.samples,
         "setting": {name: getattr(forecast.setting, name) for name in ("processes", "sharding", "mode", "optimizer")},
         "checkpointing": {name: _one(way) for name, way in ways.items()},

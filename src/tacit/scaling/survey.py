@@ -22,7 +22,7 @@ class Survey:
     Attributes:
         samples: B, of one process.
         parameters: shapes of the trained parameters, by name.
-        frozen: how many numbers the other parameters have.
+        frozen: shapes of the others.
         itemsize: bytes of a number in the forward.
         uses: every use with its parameter's name, in the order of the backward. Matrix products are there as their
             two factors, whatever form will be chosen.
@@ -34,7 +34,7 @@ class Survey:
 
     samples: int
     parameters: Mapping[str, torch.Size]
-    frozen: int
+    frozen: Mapping[str, torch.Size]
     itemsize: int
     uses: tuple[tuple[str, Use], ...]
     expected: int
@@ -45,7 +45,12 @@ class Survey:
     @property
     def trained(self) -> int:
         """How many numbers are trained."""
-        return sum(shape.numel() for shape in self.parameters.values())
+        return _numbers(self.parameters)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers all parameters have."""
+        return self.trained + _numbers(self.frozen)
 
     def in_blocks(self, name: str) -> bool:
         """Whether a parameter is in one of the repeated blocks."""
@@ -57,10 +62,10 @@ class _NoClip:
 
     holds = True
 
-    def early(self, run: Pass) -> None:  # noqa: ARG002
+    def early(self, run: Pass) -> None:
         """Nothing is clipped."""
 
-    def __call__(self, run: Pass, recorded: Mapping[str, list[Use]]) -> ClippedSums:  # noqa: ARG002
+    def __call__(self, run: Pass, recorded: Mapping[str, list[Use]]) -> ClippedSums:
         raise NotImplementedError
 
 
@@ -89,7 +94,7 @@ def survey(model: nn.Module, loss: Callable[[SavedTensors], Tensor]) -> Survey:
     return Survey(
         run.samples,
         {key: p.shape for key, p in trained.items()},
-        sum(p.numel() for p in model.parameters() if not p.requires_grad),
+        {key: p.shape for key, p in model.named_parameters() if not p.requires_grad},
         next(iter(trained.values())).element_size(),
         tuple(uses),
         run.room.expected,
@@ -101,7 +106,7 @@ def survey(model: nn.Module, loss: Callable[[SavedTensors], Tensor]) -> Survey:
 
 def _run(session: Session, saved: SavedTensors, loss: Callable[[SavedTensors], Tensor]) -> tuple[Pass, list[Any]]:
     uses: list[tuple[str, Use]] = []
-    with TUNER.forced("gram", "pixels"):  # the factors; forms are chosen afterwards
+    with TUNER.forced("gram", "pixels", "unfolded", "grouped"):  # the factors; forms are chosen afterwards
         try:
             with saved.counting():
                 value = loss(saved)
@@ -120,3 +125,7 @@ def _run(session: Session, saved: SavedTensors, loss: Callable[[SavedTensors], T
                 "small one instead: engine.explain()."
             ) from error
     return run, uses
+
+
+def _numbers(shapes: Mapping[str, torch.Size]) -> int:
+    return sum(shape.numel() for shape in shapes.values())

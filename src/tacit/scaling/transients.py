@@ -18,10 +18,7 @@ def transient(use: Use, *, alone: bool) -> int:
     itemsize = wide(use.parts[-1][:0]).dtype.itemsize
     total = use.shape.numel() * itemsize
     if isinstance(use, TableAndHead):
-        # ⟨E, H⟩ multiplies each position of the head with each of the table, and picks as many.
-        pairs = use.samples * use.head.a.shape[1] * use.table.g.shape[1]
-        norm = _copies(use.head) + _copies(use.table) + 2 * pairs * itemsize
-        return max(norm, _outer(use.head, itemsize), _gather(use.table, itemsize)) + total
+        return _tied(use, itemsize)
     if isinstance(use, Dense):
         return _formed(use, itemsize) + total if alone and use.product is not None else total
     if isinstance(use, Outer):
@@ -33,6 +30,15 @@ def transient(use: Use, *, alone: bool) -> int:
     if isinstance(use, Routed):
         return _copies(use) + max(_grams(use.samples, use.a.shape[1], itemsize), total)
     return total
+
+
+def _tied(use: TableAndHead, itemsize: int) -> int:
+    """The table's sums by row are kept from norm to clipped sum; that is a sum of two, each of the table's size."""
+    rows = use.table.g.numel() * itemsize
+    # ⟨E, H⟩ multiplies each position of the head with each of the table, and picks as many.
+    products = 2 * use.samples * use.head.a.shape[1] * use.table.g.shape[1] * itemsize
+    norm = _copies(use.head) + _copies(use.table) + products
+    return rows + max(norm, _outer(use.head, itemsize), 3 * use.shape.numel() * itemsize)
 
 
 def _formed(use: Dense, itemsize: int) -> int:
