@@ -78,10 +78,15 @@ def real(name: str, *, checkpointing: bool = False) -> tuple[nn.Module, Tensor]:
 
 
 def loss_of(model: nn.Module, ids: Tensor, criterion: Any = None) -> Tensor:
+    return outputs_and_loss(model, ids, criterion)[1]
+
+
+def outputs_and_loss(model: nn.Module, ids: Tensor, criterion: Any = None) -> tuple[Tensor, Tensor]:
+    """Outputs too: a loop keeps them until its next step."""
     logits = model(input_ids=ids, use_cache=False).logits
     if criterion is not None:
-        return criterion(logits.transpose(1, 2), ids)
-    return F.cross_entropy(logits.flatten(0, 1).float(), ids.flatten(), reduction="sum")
+        return logits, criterion(logits.transpose(1, 2), ids)
+    return logits, F.cross_entropy(logits.flatten(0, 1).float(), ids.flatten(), reduction="sum")
 
 
 def private(model: nn.Module, ids: Tensor, mode: str) -> tuple[PrivacyEngine, Tensor, Any]:

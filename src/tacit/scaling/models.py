@@ -42,6 +42,7 @@ def build(config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
         ConfigurationError: transformers is missing, or knows no such model.
     """
     try:
+        from huggingface_hub.errors import StrictDataclassError
         from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
     except ModuleNotFoundError as error:
         raise ConfigurationError(
@@ -53,7 +54,7 @@ def build(config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
         known = AutoConfig.for_model(settings.pop("model_type"), **settings)
         with torch.device("meta"):
             model: nn.Module = AutoModelForCausalLM.from_config(known, dtype=dtype, attn_implementation=_ATTENTION)
-    except (ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ImportError, StrictDataclassError) as error:
         raise ConfigurationError(
             f"no causal language model can be built from this configuration (model_type {config['model_type']!r}): "
             f"{error}"

@@ -72,4 +72,4 @@ def _one(forecast: Forecast) -> dict[str, Any]:
 
 
 def _gib(size: float) -> str:
-    return f"{size / GIB:.1f} GiB"
+    return f"{size / GIB:.3g} GiB"
