@@ -144,8 +144,10 @@ def _sent(forecast: Forecast) -> Table:
 
 
 def _kinds(forecast: Forecast, rates: Rates) -> Table:
-    whose = "of the cost model's own rates" if rates is Rates.default else "of this machine's rates"
-    table = Table(title=f"Forms of per-sample gradients; ms {whose}, all layers", title_justify="left")
+    whose = "a CPU's, as the cost model assumes" if rates is Rates.default else "this machine's"
+    pace = f"{forecast.costs.flops_per_second:.1e} operations and {forecast.costs.far_bytes_per_second:.1e} bytes/s"
+    title = f"Forms of per-sample gradients; ms of all layers at {pace} ({whose})"
+    table = Table(title=title, title_justify="left")
     table.add_column("parameters", no_wrap=True)
     table.add_column("shape", justify="right")
     table.add_column("count", justify="right")

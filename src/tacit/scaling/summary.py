@@ -50,7 +50,7 @@ def advice(forecast: Forecast) -> list[str]:
         f"{_gib(estimate.total - state)} grow with the batch of one process and with its length: smaller physical "
         "batches (BatchMemoryManager) give the same gradients."
     )
-    if forecast.setting.mode is Mode.auto:
+    if forecast.setting.mode is Mode.auto and not forecast.setting.sharded:  # all processes must run as many passes
         lines.append(
             f"memory_budget= bounds what is held for the clip, here {_gib(forecast.held)}: matrices need at least "
             f"{_gib(forecast.survey.expected)} of it in one backward, and with less it runs twice, as in ghost mode."
