@@ -46,6 +46,18 @@ def test_other_families(name):
     assert len(found.activations.blocks) == len(found.block_parameters) > 1
 
 
+def test_attention_that_cannot_be_stood_in_for():
+    with pytest.raises(ConfigurationError, match=r"a gptj chooses between kernels of its own.*engine\.explain\(\)"):
+        build({"model_type": "gptj", "n_embd": 32, "n_head": 4, "n_layer": 2, "vocab_size": 64}, torch.float32)
+
+
+def test_experts_that_are_chosen_by_values():
+    config = EQUAL | {"model_type": "mixtral", "num_local_experts": 4}
+    model = build(config, torch.float32)
+    with pytest.raises(ConfigurationError, match="Experts that are chosen by values"):
+        survey(model, token_loss(model, config, 2, 8))
+
+
 def test_a_file_or_its_folder(tmp_path):
     file = tmp_path / "config.json"
     file.write_text(json.dumps(GPT2))

@@ -47,6 +47,20 @@ def test_what_mixes_samples_is_refused_as_in_training():
         of_module(Mixing(), 3, 4)
 
 
+def test_writes_into_constants_are_no_writes_into_the_model():
+    class Writing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 4)
+
+        def forward(self, x):
+            kept = torch.zeros((len(x), 5), device=x.device)
+            kept.copy_(self.first(x))
+            return self.last(kept)
+
+    assert len(of_module(Writing(), 3, 4).uses) == 4
+
+
 def test_a_look_at_values_is_refused_in_words():
     class Looking(nn.Module):
         def __init__(self):

@@ -54,7 +54,14 @@ def build(config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
         known = AutoConfig.for_model(settings.pop("model_type"), **settings)
         with torch.device("meta"):
             model: nn.Module = AutoModelForCausalLM.from_config(known, dtype=dtype, attn_implementation=_ATTENTION)
-    except (ValueError, TypeError, KeyError, AttributeError, ImportError, StrictDataclassError) as error:
+    except KeyError as error:
+        if error.args != (_ATTENTION,):
+            raise
+        raise ConfigurationError(
+            f"a {config['model_type']} chooses between kernels of its own, without transformers' AttentionInterface: "
+            "its attention cannot be counted from shapes. Measure a small one instead: engine.explain()."
+        ) from error
+    except (ValueError, TypeError, AttributeError, ImportError, StrictDataclassError) as error:
         raise ConfigurationError(
             f"no causal language model can be built from this configuration (model_type {config['model_type']!r}): "
             f"{error}"

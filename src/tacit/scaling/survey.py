@@ -120,9 +120,10 @@ def _run(session: Session, saved: SavedTensors, loss: Callable[[SavedTensors], T
         except TacitError:
             raise
         except (RuntimeError, NotImplementedError) as error:
+            cause = str(error).splitlines()[0][:120]
             raise ConfigurationError(
-                f"the model cannot be planned from shapes alone, as its forward looks at values ({error}). Measure a "
-                "small one instead: engine.explain()."
+                f"the model cannot be planned from shapes alone, as its forward looks at values of tensors ({cause}). "
+                "Experts that are chosen by values are such a case. Measure a small one instead: engine.explain()."
             ) from error
     return run, uses
 

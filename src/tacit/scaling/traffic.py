@@ -18,7 +18,7 @@ class Traffic:
 
     Attributes:
         name: what it is for.
-        handed: bytes that a process hands to torch.distributed.
+        handed: bytes that a process hands over.
         sent: bytes that leave the process, where the collective runs as a ring.
     """
 
