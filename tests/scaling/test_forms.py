@@ -28,6 +28,22 @@ def test_as_the_engine_explains(name):
 
 
 @pytest.mark.choice
+def test_under_autocast():
+    model, ids = real("llama")
+    engine, ids, _ = private(model, ids, "auto")
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = loss_of(model, ids)
+    loss.backward()
+    uses = formed(surveyed("llama", torch.bfloat16), DEFAULT_COSTS)
+    for told, planned in zip(engine.explain().parameters, uses, strict=True):
+        assert told.strategy == planned.strategy
+        if len(told.shape) == 2 and "embed" not in told.name:
+            assert told.held == planned.held
+        else:  # autocast leaves normalizations and embeddings in float32
+            assert planned.held < told.held <= 2 * planned.held
+
+
+@pytest.mark.choice
 @pytest.mark.parametrize("name", ["llama", "long", "equal"])
 def test_bytes_are_announced_as_the_forward_does(name):
     model, ids = real(name)

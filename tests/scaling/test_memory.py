@@ -15,7 +15,7 @@ from tacit.uses import DEFAULT_COSTS, WORKSPACE
 MODES = ["plain", "auto", "ghost", "per_layer"]
 
 
-def alive(name, mode, checkpointing):
+def alive(name, mode, checkpointing, *, half=False):
     """Most bytes alive in a forward and a backward, beside the parameters."""
     model, ids = real(name, checkpointing=checkpointing)
     criterion = None
@@ -25,7 +25,8 @@ def alive(name, mode, checkpointing):
     live = Live()
     live.ignore(*model.parameters(), *model.buffers(), ids)
     with live:
-        _outputs, loss = outputs_and_loss(model, ids, criterion)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            _outputs, loss = outputs_and_loss(model, ids, criterion)
         loss.backward()
     return live.peak
 
@@ -40,6 +41,14 @@ def test_the_most_that_is_alive(name, mode, checkpointing):
     estimate = Forecast(survey, setting, DEFAULT_COSTS).estimate
     beside = estimate.total - estimate.state["parameters"]
     assert 0.9 < beside / alive(name, mode, checkpointing) < 1.35
+
+
+@pytest.mark.choice
+@pytest.mark.parametrize("mode", MODES)
+def test_under_autocast(mode):
+    setting = Setting(1, mode=Mode(mode), optimizer=Optimizer.sgd)
+    estimate = Forecast(surveyed("gpt2", torch.bfloat16), setting, DEFAULT_COSTS).estimate
+    assert 0.85 < (estimate.total - estimate.state["parameters"]) / alive("gpt2", mode, False, half=True) < 1.4
 
 
 def test_what_is_there_in_each_step():
