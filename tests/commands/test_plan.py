@@ -32,7 +32,7 @@ def test_a_model_of_eight_billion_parameters():
     assert table["parameters"][:4] == ["0.47"] * 4
     assert table["optimizer state"][:4] == ["0.93"] * 4
     assert table["reduce-scatter of gradients"] == ["32.12", "31.62", "32.12", "31.62"]
-    assert table["what is compared before a release"] == ["16 B", "1008 B", "0 B", "0 B"]
+    assert table["what is compared before a release"] == ["32 B", "2016 B", "0 B", "0 B"]
     assert table["fits into 40.00 GiB"] == ["yes"] * 4
     assert table["model.layers.*.mlp.gate_proj.weight"][:2] == ["14336×4096", "32"]
     assert float(table["together"][0]) > float(table["together"][1]) > 0

@@ -57,7 +57,7 @@ def test_traffic_on_many_processes(llama, processes):
     root, blocks = root_and_blocks(llama)
     assert gather.handed == 2 * (root + 2 * sum(blocks)) // processes
     assert scatter.handed == 4 * PARAMETERS
-    assert check.handed == 16
+    assert check.handed == 32
     assert scatter.sent == 4 * PARAMETERS * (processes - 1) // processes
 
 

@@ -34,12 +34,11 @@ def test_fsdp2_without_privacy(processes, half):
 
 def test_what_privacy_adds():
     survey = surveyed("equal")
-    blocks = sum(survey.block_parameters)
-    for sharding in Sharding:
+    for sharding, check in ((Sharding.ddp, 16), (Sharding.fsdp, 32)):
         plain = handed(survey, 8, sharding, Mode.plain)
-        assert handed(survey, 8, sharding, Mode.auto) == handed(survey, 8, sharding, Mode.per_layer) == plain + 16
+        assert handed(survey, 8, sharding, Mode.auto) == handed(survey, 8, sharding, Mode.per_layer) == plain + check
     assert handed(survey, 8, Sharding.ddp, Mode.ghost) == handed(survey, 8, Sharding.ddp, Mode.auto)
-    again = blocks * 4 // 8  # the second backward gathers the blocks once more
+    again = survey.numbers * 4 // 8  # the second backward gathers everything once more
     assert handed(survey, 8, Sharding.fsdp, Mode.ghost) == handed(survey, 8, Sharding.fsdp, Mode.auto) + again
 
 

@@ -8,8 +8,8 @@ from tacit.scaling.memory import root_and_blocks
 from tacit.scaling.setting import MASTER, Mode, Setting
 from tacit.scaling.survey import Survey
 
-CHECK = 16
-"""What processes compare before a release."""
+CHECK, CHECK_SHARDED = 16, 32
+"""Bytes that processes compare before a release. With shards, what all share and what one shard's holders do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,8 @@ def traffic(survey: Survey, setting: Setting) -> list[Traffic]:
         return []
     found = _sharded(survey, setting) if setting.sharded else [_ring("all-reduce of gradients", survey.trained, n)]
     if setting.mode is not Mode.plain:
-        found.append(Traffic("what is compared before a release", CHECK, CHECK * (n - 1)))
+        check = CHECK_SHARDED if setting.sharded else CHECK
+        found.append(Traffic("what is compared before a release", check, check * (n - 1)))
     return found
 
 
@@ -46,8 +47,10 @@ def _ring(name: str, numbers: int, n: int) -> Traffic:
 def _sharded(survey: Survey, setting: Setting) -> list[Traffic]:
     n = setting.processes
     root, blocks = root_and_blocks(survey)
-    times = 3 if setting.mode is Mode.ghost else 2  # its second backward needs the blocks once more
-    gathered = survey.itemsize * (root + times * sum(blocks))
+    # What is outside the blocks stays gathered from forward to backward.
+    gathered = survey.itemsize * (root + 2 * sum(blocks))
+    if setting.mode is Mode.ghost:  # its second backward needs everything once more
+        gathered += survey.itemsize * (root + sum(blocks))
     reduced = MASTER * survey.trained
     return [
         Traffic("all-gather of parameters", gathered // n, gathered * (n - 1) // n),
