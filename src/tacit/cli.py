@@ -13,6 +13,7 @@ from tacit.commands.calibrate import calibrate_command
 from tacit.commands.card import card_command, compare_command
 from tacit.commands.curve import curve_command
 from tacit.commands.epsilon import epsilon_command
+from tacit.commands.plan import plan_command
 from tacit.demo.command import demo_command
 from tacit.errors import TacitError
 
@@ -55,6 +56,7 @@ app.command("calibrate")(calibrate_command)
 app.command("curve")(curve_command)
 app.command("card")(card_command)
 app.command("compare")(compare_command)
+app.command("plan")(plan_command)
 app.command("demo")(demo_command)
 app.add_typer(ledger.app, name="ledger")
 

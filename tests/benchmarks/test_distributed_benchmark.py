@@ -1,6 +1,11 @@
-"""The comparison with plain DistributedDataParallel runs, and counts what is sent."""
+"""The comparison with plain DistributedDataParallel runs, and counts what is sent: as much as a plan says."""
 
-from benchmarks.distributed import main
+from benchmarks.distributed import PROCESSES, main
+from benchmarks.registry import BY_NAME
+from tests.scaling.small import of_module
+
+from tacit.scaling.setting import Mode, Setting, Sharding
+from tacit.scaling.traffic import traffic
 
 
 def test_a_tiny_run(capfd):
@@ -9,3 +14,8 @@ def test_a_tiny_run(capfd):
     name, *_, plain, private = line.split()
     assert name == "mlp"
     assert int(private) == int(plain) + 16
+    model, records = BY_NAME["mlp"].make(**BY_NAME["mlp"].tiny)
+    survey = of_module(model, 2, *records[0][0].shape)
+    for mode, counted in ((Mode.plain, plain), (Mode.auto, private)):
+        planned = traffic(survey, Setting(PROCESSES, Sharding.ddp, mode))
+        assert sum(each.handed for each in planned) == int(counted)

@@ -323,6 +323,8 @@ class Session:
 
     def _state_at(self, tensor: Tensor) -> str | None:
         """The name of the parameter or buffer whose storage a tensor is in."""
+        if tensor.is_meta:  # nothing is stored, and all have one address
+            return None
         if self._addresses is None:
             self._addresses = {
                 value.untyped_storage().data_ptr(): f"{entrance.path}.{name}"

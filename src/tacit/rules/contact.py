@@ -126,6 +126,11 @@ def detached(value: Tensor | None) -> Tensor | None:
     return None if value is None else value.detach()
 
 
+def autocasts(device: torch.device) -> bool:
+    """Whether calls on this device choose their types themselves. Some devices ("meta") know no autocast."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
 def refuse_double_backward() -> None:
     """Raise if a rule's backward is itself being recorded (``create_graph=True``)."""
     if torch.is_grad_enabled():

@@ -75,7 +75,6 @@ def weight_use(x: Tensor, g: Tensor, weight: Tensor, geometry: Geometry, layout:
     If ``room`` is short, memory decides.
     """
     forms, held = _forms(x, g, weight.shape, geometry, layout)
-    least = min(held, key=held.__getitem__)
     # Batches differ in size from step to step: those of similar size share a choice.
     sizes = x.shape[0].bit_length(), x.shape[1:], weight.shape, layout.samples == x.shape[0]
     key = ("convolution", sizes, geometry, x.dtype, x.device, torch.get_num_threads())
@@ -83,7 +82,7 @@ def weight_use(x: Tensor, g: Tensor, weight: Tensor, geometry: Geometry, layout:
     guess = "unfolded" if small and "unfolded" in forms else "grouped"
     attempts = {name: partial(clip_with, form, x.device) for name, form in forms.items()}
     chosen = TUNER.choose(key, attempts, guess)
-    use = forms[chosen if room.afford(held[chosen] - held[least]) else least]()
+    use = forms[room.form(chosen, held)]()
     use.tried = key
     return use
 

@@ -117,8 +117,7 @@ def outer_use(
         attempts = {name: partial(clip_with, form, a.device) for name, form in forms.items()}
         chosen = TUNER.choose(product_key(product, a.device, dtype), attempts, chosen)
     held = {"gram": a.nbytes + g.nbytes, "stored": product.whole}
-    least = min(held, key=held.__getitem__)
-    use = forms[chosen if room.afford(held[chosen] - held[least]) else least]()
+    use = forms[room.form(chosen, held)]()
     use.product = product
     return use
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tacit.errors import MixingError
-from tacit.rules.contact import SENTINEL, Contact, Slot, detached, refuse_double_backward
+from tacit.rules.contact import SENTINEL, Contact, Slot, autocasts, detached, refuse_double_backward
 from tacit.rules.registry import rule_for
 from tacit.uses import Dense, Layout
 
@@ -67,7 +67,7 @@ def layer_norm(
 ) -> Tensor:
     layout = contact.batch_layout(input, features=len(normalized_shape))
     mixed = {value.dtype for value in (input, weight, bias) if value is not None}
-    if len(mixed) > 1 or torch.is_autocast_enabled(input.device.type):
+    if len(mixed) > 1 or autocasts(input.device):
         plain = contact.call(F.layer_norm, input, normalized_shape, None, None, eps)
         return affine(contact, plain, weight, bias)
     y: Tensor = LayerNormFunction.apply(
@@ -184,7 +184,7 @@ def group_norm(
 ) -> Tensor:
     layout = contact.batch_layout(input, features=input.dim() - 1)
     mixed = {value.dtype for value in (input, weight, bias) if value is not None}
-    if len(mixed) > 1 or weight is None or torch.is_autocast_enabled(input.device.type):
+    if len(mixed) > 1 or weight is None or autocasts(input.device):
         plain = contact.call(F.group_norm, input, num_groups, None, None, eps)
         return affine(contact, plain, *_channelwise(contact, input, weight, bias))
     y: Tensor = GroupNormFunction.apply(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -43,6 +44,16 @@ class Room:
     def open(self) -> None:
         """A backward begins."""
         self._spare = self._limit if self.each else self._limit - self.expected
+
+    def form(self, chosen: str, held: Mapping[str, int]) -> str:
+        """The form of a use that is to be kept: the chosen one, or where that is too large the one that holds least.
+
+        Args:
+            chosen: the name of the form that is wanted.
+            held: what each form holds until the clip, in bytes; the least of them was expected.
+        """
+        least = min(held, key=held.__getitem__)
+        return chosen if self.afford(held[chosen] - held[least]) else least
 
     def afford(self, extra: int) -> bool:
         """Whether a use may hold ``extra`` bytes more than was expected of it; if so, they are taken."""
