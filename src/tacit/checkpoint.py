@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from tacit.accounting import Accountant, create_accountant
 from tacit.accounting.events import counted
 from tacit.attachment import Attachment
-from tacit.distributed import unwrapped
+from tacit.distributed import is_spread, unwrapped
 from tacit.errors import CheckpointError, ConfigurationError
 from tacit.optimizer import PrivateOptimizer
 from tacit.sampling import user_generator
@@ -43,7 +43,7 @@ def save(
     path: Path, module: nn.Module, optimizer: Optimizer, accountant: Accountant, attached: Attachment | None
 ) -> None:
     """Write a checkpoint beside ``path`` and move it into place."""
-    module = unwrapped(module)  # so that one process and several can read each other's
+    module = _whole(module)  # so that one process and several can read each other's
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -72,7 +72,7 @@ def load(
     path: Path, module: nn.Module, optimizer: Optimizer, accountant: Accountant, attached: Attachment | None
 ) -> None:
     """Check everything, then load everything; put all back if a part refuses."""
-    module = unwrapped(module)
+    module = _whole(module)
     content = _read(path)
     _check_model(content["model"], module, path)
     ledger = None if attached is None else attached.ledger
@@ -95,6 +95,17 @@ def load(
     if attached is not None:
         attached.change(**changed)
         _restore_generators(attached, content["generators"])
+
+
+def _whole(module: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel, or as it is."""
+    if any(is_spread(p) for p in module.parameters()):
+        raise NotImplementedError(
+            "checkpoints of sharded models (fully_shard) are not supported: a file would hold one process's shards. "
+            "Save weights and optimizer as torch's distributed checkpoints, give make_private() a ledger, which holds "
+            "what was spent, and begin a new run from both."
+        )
+    return unwrapped(module)
 
 
 def read_settings(path: Path) -> Mapping[str, Any]:

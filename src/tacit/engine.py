@@ -20,7 +20,7 @@ from tacit.attachment import Attachment
 from tacit.checking.check import check_model
 from tacit.checking.reference import LossFunction
 from tacit.clipping import Bounds
-from tacit.distributed import Group, unwrapped
+from tacit.distributed import Group, is_spread, unwrapped
 from tacit.errors import ConfigurationError
 from tacit.joint import data_facts, open_ledger, plan_facts, run_facts
 from tacit.ledger import Ledger
@@ -139,7 +139,7 @@ class PrivacyEngine(PrivateRun):
 
         def prepare() -> tuple[PrivacyPlan, Settings, Parameters]:
             sampled = self._sampled(data_loader, sampling, poisson_sampling)
-            private = self._check(model, optimizer, grad_sample_mode, criterion)
+            private = self._check(model, optimizer, grad_sample_mode, criterion, memory_budget)
             names = _trainable(private)
             plan = PrivacyPlan(noise_multiplier, max_grad_norm, clipping, loss_reduction, sampled, names)
             generator = self._generator(noise_generator)
@@ -199,7 +199,7 @@ class PrivacyEngine(PrivateRun):
         # Everything else is checked before the calibration, which takes a second.
         def prepare() -> tuple[PrivacyPlan, Settings, Parameters, int]:
             sampled = self._sampled(data_loader, sampling, poisson_sampling)
-            private = self._check(model, optimizer, grad_sample_mode, criterion)
+            private = self._check(model, optimizer, grad_sample_mode, criterion, memory_budget)
             draft = PrivacyPlan(1.0, max_grad_norm, clipping, loss_reduction, sampled, _trainable(private))
             generator = self._generator(noise_generator)
             settings = Settings.of(
@@ -290,7 +290,12 @@ class PrivacyEngine(PrivateRun):
         return found
 
     def _check(
-        self, module: nn.Module, optimizer: Optimizer, mode: str, criterion: Callable[..., Any] | None
+        self,
+        module: nn.Module,
+        optimizer: Optimizer,
+        mode: str,
+        criterion: Callable[..., Any] | None,
+        memory_budget: int | None,
     ) -> Parameters:
         """The parameters to be made private, if they may be."""
         if self._attachment is not None:
@@ -304,7 +309,10 @@ class PrivacyEngine(PrivateRun):
             )
         if isinstance(optimizer, PrivateOptimizer):
             raise ConfigurationError("the optimizer is private already. Pass the one it was made from.")
-        return check_attachable(module, optimizer)
+        private = check_attachable(module, optimizer)
+        if any(is_spread(p) for p in private.values()):
+            _check_sharded(mode, memory_budget)
+        return private
 
     def _attach(
         self,
@@ -406,6 +414,21 @@ class PrivacyEngine(PrivateRun):
 def _trainable(parameters: Parameters) -> tuple[str, ...]:
     """Names of the private parameters that are trained from the first step on."""
     return tuple(name for name, p in parameters.items() if p.requires_grad)
+
+
+def _check_sharded(mode: str, memory_budget: int | None) -> None:
+    """Refuse what cannot be done with parameters that come and go."""
+    if mode == "functorch":
+        raise ConfigurationError(
+            'grad_sample_mode="functorch" copies parameters for each sample, which is not supported with fully_shard. '
+            'Use "auto" or "ghost".'
+        )
+    if memory_budget is not None:
+        raise ConfigurationError(
+            "with memory_budget= each process decides by itself how many passes it runs, and with fully_shard all must "
+            'run as many. Use grad_sample_mode="ghost", which always runs two, or smaller physical batches '
+            "(BatchMemoryManager)."
+        )
 
 
 def _device_of(model: nn.Module) -> torch.device | None:

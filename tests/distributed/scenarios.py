@@ -10,6 +10,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -48,7 +51,20 @@ class Checkpointed(nn.Module):
         return self.last(checkpoint(self.net, self.first(x), use_reentrant=self.reentrant))
 
 
+class Odd(nn.Module):
+    """A multilayer perceptron with a call that has no rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(6))
+        self.last = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.special.xlog1py(x, self.weight.abs()))
+
+
 MODELS = {
+    "odd": Odd,
     "mlp": lambda: nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, CLASSES)),
     "conv": lambda: nn.Sequential(
         nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8, CLASSES)
@@ -66,10 +82,13 @@ class Case:
     Attributes:
         model: one of ``MODELS``.
         mode: grad_sample_mode.
-        wrap: "before" or "after" make_private.
+        wrap: "before" or "after" make_private; "shard": fully_shard instead of DistributedDataParallel.
         pieces: "whole", "no_sync" (three backwards, of which the last is averaged), "manager", or "synced" (two
             forwards and backwards, both averaged).
         ddp: arguments of DistributedDataParallel.
+        shard: arguments of fully_shard, of each module that owns parameters and of the model.
+        nested: or of the model only.
+        replicas: how many processes hold the same shard.
         batch: records per process and batch.
     """
 
@@ -78,6 +97,9 @@ class Case:
     wrap: str = "before"
     pieces: str = "whole"
     ddp: dict[str, Any] = field(default_factory=dict)
+    shard: dict[str, Any] = field(default_factory=dict)
+    nested: bool = True
+    replicas: int = 1
     batch: int = 4
     records: int = 30
     noise: float = 0.0
@@ -113,6 +135,8 @@ def made(case: Case, **more: Any) -> tuple[Any, ...]:
     """A private run of this process: engine, plain model, callable model, optimizer, loader, criterion."""
     plain = model_of(case.model)
     model: Any = DistributedDataParallel(plain, **case.ddp) if case.wrap == "before" else plain
+    if case.wrap == "shard":
+        shard(plain, case)
     engine = more.pop("engine", None) or PrivacyEngine()
     settings = {"noise_multiplier": case.noise, "max_grad_norm": BOUND, "sampling": case.sampling} | more
     _, optimizer, loader, *rest = engine.make_private(
@@ -131,6 +155,29 @@ def made(case: Case, **more: Any) -> tuple[Any, ...]:
     return engine, plain, model, optimizer, loader, criterion
 
 
+def mesh_of(case: Case) -> DeviceMesh:
+    world = dist.get_world_size()
+    if case.replicas == 1:
+        return init_device_mesh("cpu", (world,))
+    return init_device_mesh("cpu", (case.replicas, world // case.replicas), mesh_dim_names=("replicate", "shard"))
+
+
+def shard(model: nn.Module, case: Case, blocks: list[nn.Module] | None = None) -> None:
+    """Spread a model over all processes."""
+    mesh = mesh_of(case)
+    if blocks is None:
+        own = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False)) and m is not model]
+        blocks = [model.net] if isinstance(model, Checkpointed) else own
+    for block in blocks if case.nested else []:
+        fully_shard(block, mesh=mesh, **case.shard)
+    fully_shard(model, mesh=mesh, **case.shard)
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor whose parts are spread over processes; all must call it."""
+    return (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
+
+
 def batches(case: Case, loader: Any, optimizer: Any) -> Iterator[Any]:
     for _ in range(case.epochs):
         if case.pieces == "manager":
@@ -147,9 +194,12 @@ def backward(case: Case, model: Any, criterion: Any, x: Tensor, y: Tensor) -> No
             criterion(model(x[part]), y[part]).backward()
         return
     pieces = 3 if case.pieces == "no_sync" else 1
-    parts = list(zip(x.chunk(pieces), y.chunk(pieces), strict=True))
+    cut = torch.tensor_split if case.wrap == "shard" else torch.chunk  # sharded, all processes need as many pieces
+    parts = list(zip(cut(x, pieces), cut(y, pieces), strict=True))
     for number, (part_x, part_y) in enumerate(parts, 1):
-        with nullcontext() if number == len(parts) else model.no_sync():
+        if case.wrap == "shard":
+            model.set_requires_gradient_sync(number == len(parts))
+        with nullcontext() if number == len(parts) or case.wrap == "shard" else model.no_sync():
             criterion(model(part_x), part_y).backward()
 
 
@@ -159,13 +209,13 @@ def gradients(rank: int, world: int, case: Case) -> list[Any]:
     steps, rows = [], []
     for x, y, index in batches(case, loader, optimizer):
         optimizer.zero_grad(set_to_none=case.to_none)
-        before = {name: p.detach().clone() for name, p in plain.named_parameters()}
+        before = {name: whole(p) for name, p in plain.named_parameters()}
         backward(case, model, criterion, x, y)
         rows += index[: len(index) - engine._attached.session.padding].tolist()
         releases = engine.accountant.steps
         optimizer.step()
         if engine.accountant.steps > releases:
-            released = {name: p.grad.clone() for name, p in plain.named_parameters()}
+            released = {name: whole(p.grad) for name, p in plain.named_parameters()}
             steps.append((rows, before, released))
             rows = []
     return [steps, engine.plan.sampling.expected_batch_size, engine.get_epsilon(1e-5)]

@@ -1,9 +1,10 @@
 """Seeing every use of every parameter in unmodified models, and handing clipped sums back to autograd."""
 
 from tacit.capture.averaged import AveragedGuard
-from tacit.capture.guard import sparse
+from tacit.capture.guard import LeakGuard, sparse
 from tacit.capture.passes import Clip, ClippedSums, Deposit, EarlyClip, Pass, Term
 from tacit.capture.session import Session
+from tacit.capture.sharded import ShardedGuard
 from tacit.capture.units import check_index, read_field
 
 __all__ = [
@@ -12,8 +13,10 @@ __all__ = [
     "ClippedSums",
     "Deposit",
     "EarlyClip",
+    "LeakGuard",
     "Pass",
     "Session",
+    "ShardedGuard",
     "Term",
     "check_index",
     "read_field",

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from tacit.capture.graphs import nodes_behind
+from tacit.distributed import local
 from tacit.errors import LeakError, PrivacyError
 
 _LARGE = 2**13
@@ -56,11 +57,10 @@ class LeakGuard:
                     self.broken = True
                     raise
             expected = self._expected.pop(name, None)
-            if expected is None and not bool(gradients[0].any()):
+            if expected is None and not bool(local(gradients[0]).any()):
                 return  # reentrant checkpointing makes zeros for outputs that got no gradient
             if expected is None or _identity(gradients[0]) != expected:
-                self.broken = True
-                raise LeakError(self._message(name, alone=expected is None))
+                raise self.leak(name, alone=expected is None)
 
         return check
 
@@ -70,6 +70,11 @@ class LeakGuard:
                 self.accept(name, parameter.grad)
 
         return note
+
+    def leak(self, name: str, *, alone: bool = True) -> LeakError:
+        """The error of a gradient that reached a parameter beside its gate; nothing may be released of it."""
+        self.broken = True
+        return LeakError(self._message(name, alone=alone))
 
     def _message(self, name: str, *, alone: bool) -> str:
         if alone and self.unwatched_forward:
@@ -111,7 +116,7 @@ class LeakGuard:
             suspects += [n for n, fine in zip(same, alike.tolist(), strict=True) if not fine]
         self.zeroed += len(suspects)  # or else there is an error
         for name in suspects:
-            if bool(gradients[name].any()):
+            if bool(local(gradients[name]).any()):
                 raise PrivacyError(
                     f"the gradient of {name!r} was changed after its backward() (clip_grad_norm_, an unscale, or an "
                     "assignment to .grad). The noise was calibrated for the clipped sum, not for what is there now. "
@@ -171,10 +176,11 @@ def refuse_accumulation_hooks(name: str, parameter: Tensor) -> None:
 def fingerprint(gradient: Tensor) -> Tensor:
     """A number that tells whether a gradient was changed in ways that leave no trace (``.data``, foreach calls).
 
-    Of a large gradient a part is looked at: what scales or clips changes all of it.
+    Of a large gradient a part is looked at: what scales or clips changes all of it. Of a sharded one it is this
+    process's shard.
     """
     working = torch.promote_types(gradient.dtype, torch.float32)
-    seen = gradient.detach()
+    seen = local(gradient).detach()
     if seen.is_contiguous():
         seen = sparse(seen.view(-1))
     norm: Tensor = torch.linalg.vector_norm(seen, dtype=working)
@@ -187,4 +193,5 @@ def sparse(flat: Tensor) -> Tensor:
 
 
 def _identity(value: Tensor) -> tuple[int, int]:
-    return value.data_ptr(), value._version
+    here = local(value)
+    return here.data_ptr(), here._version
