@@ -7,13 +7,15 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import language
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -65,7 +67,13 @@ class Odd(nn.Module):
 
 MODELS = {
     "odd": Odd,
+    "gpt2": lambda: language.gpt2(CLASSES),
+    "gpt2 recomputed": lambda: language.gpt2(CLASSES, use_reentrant=False),
+    "gpt2 reentrant": lambda: language.gpt2(CLASSES, use_reentrant=True),
+    "llama": lambda: language.llama(CLASSES),
+    "llama adapted": lambda: language.adapted(CLASSES),
     "mlp": lambda: nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, CLASSES)),
+    "even": lambda: nn.Sequential(weight_norm(nn.Linear(6, 8)), nn.Tanh(), nn.Linear(8, CLASSES)),
     "conv": lambda: nn.Sequential(
         nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8, CLASSES)
     ),
@@ -162,20 +170,36 @@ def mesh_of(case: Case) -> DeviceMesh:
     return init_device_mesh("cpu", (case.replicas, world // case.replicas), mesh_dim_names=("replicate", "shard"))
 
 
-def shard(model: nn.Module, case: Case, blocks: list[nn.Module] | None = None) -> None:
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    if isinstance(model, Checkpointed):
+        return [model.net]
+    if isinstance(model, language.Classifier):
+        return language.blocks_of(model)
+    if isinstance(model, nn.Sequential):
+        return [m for m in model if any(True for _ in m.parameters())]
+    return [m for m in model.modules() if any(True for _ in m.parameters(recurse=False)) and m is not model]
+
+
+def shard(model: nn.Module, case: Case) -> None:
     """Spread a model over all processes."""
-    mesh = mesh_of(case)
-    if blocks is None:
-        own = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False)) and m is not model]
-        blocks = [model.net] if isinstance(model, Checkpointed) else own
+    mesh, blocks = mesh_of(case), blocks_of(model)
     for block in blocks if case.nested else []:
         fully_shard(block, mesh=mesh, **case.shard)
     fully_shard(model, mesh=mesh, **case.shard)
 
 
+def last_dimension(parameter: nn.Parameter) -> Shard:
+    return Shard(parameter.dim() - 1 if parameter.shape[-1] % 2 == 0 else 0)
+
+
 def whole(value: Tensor) -> Tensor:
     """A tensor whose parts are spread over processes; all must call it."""
     return (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
+
+
+def part(value: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    return (value.to_local() if isinstance(value, DTensor) else value).detach().clone()
 
 
 def batches(case: Case, loader: Any, optimizer: Any) -> Iterator[Any]:
@@ -215,7 +239,7 @@ def gradients(rank: int, world: int, case: Case) -> list[Any]:
         releases = engine.accountant.steps
         optimizer.step()
         if engine.accountant.steps > releases:
-            released = {name: whole(p.grad) for name, p in plain.named_parameters()}
+            released = {name: whole(p.grad) for name, p in plain.named_parameters() if p.grad is not None}
             steps.append((rows, before, released))
             rows = []
     return [steps, engine.plan.sampling.expected_batch_size, engine.get_epsilon(1e-5)]
@@ -344,11 +368,15 @@ def several(rank: int, world: int, cases: list[Case]) -> list[Any]:
     return [gradients(rank, world, case) for case in cases]
 
 
-def noise(rank: int, world: int, steps: int) -> tuple[Tensor, float]:
-    """What is released of gradients that are all zero."""
-    torch.manual_seed(rank)
+def noise(rank: int, world: int, steps: int, case: Case = Case()) -> tuple[Tensor, float, Tensor]:
+    """What is released of gradients that are all zero; and of it, what this process holds."""
+    torch.manual_seed(rank if case.wrap == "before" else 0)  # DDP makes weights equal, fully_shard does not
     plain = nn.Linear(40, 25)
-    model = DistributedDataParallel(plain)
+    model: Any = plain
+    if case.wrap == "shard":
+        shard(plain, case)
+    else:
+        model = DistributedDataParallel(plain)
     engine = PrivacyEngine()
     _, optimizer, loader = engine.make_private(
         module=model,
@@ -358,14 +386,15 @@ def noise(rank: int, world: int, steps: int) -> tuple[Tensor, float]:
         max_grad_norm=0.7,
         sampling="full-batch",
     )
-    released = []
+    released, held = [], []
     for _ in range(steps):
         ((x,),) = loader
         optimizer.zero_grad()
         (model(x) * 0.0).mean().backward()
         optimizer.step()
-        released.append(torch.cat([p.grad.flatten().double() for p in plain.parameters()]))
-    return torch.stack(released), 1.3 * 0.7 / engine.plan.sampling.expected_batch_size
+        released.append(torch.cat([whole(p.grad).flatten().double() for p in plain.parameters()]))
+        held.append(torch.cat([part(p.grad).flatten().double() for p in plain.parameters()]))
+    return torch.stack(released), 1.3 * 0.7 / engine.plan.sampling.expected_batch_size, torch.stack(held)
 
 
 def accounts(rank: int, world: int, path: str) -> dict[str, Any]:
