@@ -53,6 +53,45 @@ class Checkpointed(nn.Module):
         return self.last(checkpoint(self.net, self.first(x), use_reentrant=self.reentrant))
 
 
+class Scale(nn.Module):
+    """Puts out what is made of a parameter alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(6))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x * self.weight, self.weight.square()
+
+
+class Scaled(nn.Module):
+    """Takes that in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return self.layer(x) * scale
+
+
+class Lent(nn.Module):
+    """What is made of a parameter is used in several modules: one of the model's, or another module's."""
+
+    def __init__(self, other: bool) -> None:
+        super().__init__()
+        self.scale = Scale()
+        self.first = Scaled()
+        self.second = Scaled()
+        self.last = nn.Linear(6, CLASSES)
+        self.other = other
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, scale = self.scale(x)
+        x = self.first(x, scale).tanh()
+        return self.last(self.second(x, scale))
+
+
 class Odd(nn.Module):
     """A multilayer perceptron with a call that has no rule."""
 
@@ -67,6 +106,8 @@ class Odd(nn.Module):
 
 MODELS = {
     "odd": Odd,
+    "lent": lambda: Lent(False),
+    "lent by another": lambda: Lent(True),
     "gpt2": lambda: language.gpt2(CLASSES),
     "gpt2 recomputed": lambda: language.gpt2(CLASSES, use_reentrant=False),
     "gpt2 reentrant": lambda: language.gpt2(CLASSES, use_reentrant=True),
@@ -175,6 +216,8 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
         return [model.net]
     if isinstance(model, language.Classifier):
         return language.blocks_of(model)
+    if isinstance(model, Lent):
+        return [model.scale, model.first, model.second] if model.other else [model.first, model.second]
     if isinstance(model, nn.Sequential):
         return [m for m in model if any(True for _ in m.parameters())]
     return [m for m in model.modules() if any(True for _ in m.parameters(recurse=False)) and m is not model]

@@ -108,6 +108,18 @@ def unknown_call(rank: int) -> None:
     step.plain(step.x)
 
 
+def handed_out(rank: int) -> None:
+    step = Step(Case(wrap="shard", model="lent by another"))
+    step.plain(step.x)
+
+
+def changed_inputs(rank: int) -> None:
+    """A hook puts something else in the place of what is derived."""
+    step = Step(Case(wrap="shard", model="lent"))
+    step.plain.first.register_forward_pre_hook(lambda _, args: (*args, args[1]))
+    step.plain(step.x)
+
+
 def checked(rank: int) -> None:
     step = Step(SHARD)
     step.engine.check(lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]), (step.x, step.y))
@@ -275,6 +287,8 @@ SHARDED: list[Callable[[int], None]] = [
     vectorized,
     with_a_budget,
     unknown_call,
+    handed_out,
+    changed_inputs,
     checked,
     saved,
     penalty,

@@ -34,6 +34,8 @@ def test_ways_of_sharding():
         Case(wrap="shard", model="even"),
         Case(wrap="shard", model="even", nested=False, shard={"shard_placement_fn": last_dimension}),
         Case(wrap="shard", model="even", mode="ghost", shard={"shard_placement_fn": last_dimension}, pieces="manager"),
+        Case(wrap="shard", model="lent", shard=freed),
+        Case(wrap="shard", model="lent", mode="ghost", shard=kept),
         Case(wrap="shard", mode="hooks"),
         Case(wrap="shard", reduction="sum", sampling="epochs"),
         Case(wrap="shard", to_none=False, epochs=2),

@@ -25,6 +25,11 @@ WORDS = {
     "vectorized": ('ConfigurationError: grad_sample_mode="functorch"', 'Use "auto" or "ghost"'),
     "with_a_budget": ("ConfigurationError: with memory_budget=", 'Use grad_sample_mode="ghost"'),
     "unknown_call": ("NoRuleError", "this function is not known to the engine", "add a rule"),
+    "handed_out": (
+        "PrivacyError: scale hands out a tensor (6,) made of parameters alone",
+        "a module that also holds those",
+    ),
+    "changed_inputs": ("PrivacyError: the inputs of first changed in a hook", "Change inputs within a forward"),
     "checked": ("ConfigurationError: check: the parameters are spread", "before fully_shard()"),
     "saved": ("NotImplementedError: checkpoints of sharded models", "give make_private() a ledger"),
     "penalty": (f"{LEAK} '0.weight' without passing the clipping",),

@@ -46,7 +46,7 @@ class Capture(TorchFunctionMode):
         apart: what to do while a module runs on single samples. "on": look at calls, for what comes from outside the
             module; "strict": it runs for its values only, so that all that has a gradient comes from outside; "off":
             the engine itself prepares such a run; "": no module does.
-        seen: takes the marked and the derived tensors that calls put out; None if nobody asks for them.
+        seen: takes the tensors of the batch that calls put out; None if nobody asks for them.
 
     Args:
         names: which parameters are private.
@@ -153,8 +153,6 @@ class Capture(TorchFunctionMode):
             note_view(func, args, out)
         for value in tensors_in(out):
             note_derived(value)
-            if self.seen is not None:
-                self.seen.append(value)
         return out
 
     def _refuse(self, error: NoRuleError | LayoutError, trainable: list[Tensor]) -> NoReturn:

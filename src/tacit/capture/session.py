@@ -147,9 +147,12 @@ class Session:
         if self._runner.capture.apart:
             return entrance.inner(*args, **kwargs)
         if frame is not None:
-            if self._sharded is not None:
-                args, kwargs = self._sharded.received(args, kwargs)
-            return self._recomputation.watch(frame, entrance, args, kwargs)
+            if self._sharded is None:
+                return self._recomputation.watch(frame, entrance, args, kwargs)
+            args, kwargs = self._sharded.received(entrance, args, kwargs)
+            out = self._recomputation.watch(frame, entrance, args, kwargs)
+            self._sharded.check_outputs(entrance, out)
+            return out
         if torch.compiler.is_compiling():
             raise NotImplementedError("a private model cannot be exported or traced: detach() it first.")
         if not (self.enabled and torch.is_grad_enabled()):

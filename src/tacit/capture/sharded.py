@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from tacit.capture.contact import Names
-from tacit.capture.derived import was_derived
+from tacit.capture.entrance import Entrance
 from tacit.capture.guard import LeakGuard
 from tacit.capture.marks import map_tensors, mark_of, set_mark, tensors_in
 from tacit.capture.mode import Capture
 from tacit.distributed import is_spread, sharded_modules
+from tacit.errors import PrivacyError
 
 
 class ShardedGuard(LeakGuard):
@@ -73,10 +74,9 @@ class Sharded:
         self._found: dict[int, Tensor] = {}
         self._watched: set[int] = set()
         self._sent: list[Tensor] = []
-        self._handles = [
-            part.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True)
-            for part in sharded_modules(module)
-        ]
+        inner = sharded_modules(module)
+        self._inner = {id(part) for part in inner}
+        self._handles = [part.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True) for part in inner]
         names.look_again = self.look_everywhere
 
     def remove(self) -> None:
@@ -115,31 +115,53 @@ class Sharded:
 
     # FSDP's hook before a forward hands inputs through an autograd.Function, whose outputs are other objects.
 
-    def _before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Comes before FSDP's hook, which makes no other objects where gradients are off."""
-        inside = self._capture.frame is not None
+    def _before(
+        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Comes before FSDP's hook, which makes no other objects where gradients are off.
+
+        What is derived from parameters goes past that hook: pulled back through it, it would free the module's own.
+        """
+        inside = self._capture.frame is not None and torch.is_grad_enabled()
         self._sent = list(tensors_in((args, kwargs))) if torch.is_grad_enabled() else []
-        self._capture.seen = [] if inside and torch.is_grad_enabled() else None
+        self._capture.seen = [] if inside else None
+        if not inside or not any(map(_is_of_parameters, self._sent)):
+            return None
+        with torch._C.DisableTorchFunction():
+            changed: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(
+                lambda value: value.detach() if _is_of_parameters(value) else value, (args, kwargs)
+            )
+        return changed
 
     def originals(self, tensors: list[Tensor]) -> list[Tensor]:
         """Inputs of an outermost forward as they were before FSDP's hook cast them."""
         sent, self._sent = self._sent, []
         return sent if len(sent) == len(tensors) else tensors
 
-    def received(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def received(
+        self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What a module is given within a forward, as it was before FSDP's hook: marked, or derived from parameters.
 
         A tensor that is the same memory, read the same way, has the same numbers, and so the same samples in them.
         """
         if self._capture.seen is None:
             return args, kwargs
-        before, self._sent, self._capture.seen = [*self._sent, *self._capture.seen], [], None
+        sent, seen, self._sent, self._capture.seen = self._sent, self._capture.seen, [], None
+        given = list(tensors_in((args, kwargs)))
         with torch._C.DisableTorchFunction():
-            swapped = {
-                id(value): known
-                for value in tensors_in((args, kwargs))
-                if (known := _restored(value, before)) is not None
-            }
+            for value in given:
+                _mark_again(value, [*sent, *seen])
+        swapped: dict[int, Tensor] = {}
+        for place, value in enumerate(sent):
+            if not _is_of_parameters(value):
+                continue
+            if len(given) != len(sent) or given[place].shape != value.shape:
+                raise PrivacyError(
+                    f"the inputs of {entrance.path} changed in a hook before its forward, and one of them was made of "
+                    "parameters alone: which one it is now cannot be told. Change inputs within a forward."
+                )
+            swapped[id(given[place])] = value if value.dtype == given[place].dtype else value.to(given[place].dtype)
         if not swapped:
             return args, kwargs
         changed: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(
@@ -147,19 +169,37 @@ class Sharded:
         )
         return changed
 
+    def check_outputs(self, entrance: Entrance, out: Any) -> None:
+        """Refuse that a sharded module hands out what is made of its parameters alone.
 
-def _restored(value: Tensor, before: list[Tensor]) -> Tensor | None:
-    """Give a tensor the mark that it had as one of ``before``; or return which derived parameter it was."""
-    if mark_of(value) is not None or any(value is known for known in before):
-        return None
-    same = [known for known in before if _memory(known) == _memory(value)]
-    marks = [mark for known in same if (mark := mark_of(known)) is not None]
-    if marks:
-        if all(mark == marks[0] for mark in marks):
-            set_mark(value, marks[0])
-        return None
-    # A derived parameter must not be pulled back through FSDP's function: that would free the module's parameters.
-    return next((known for known in same if was_derived(known)), None)
+        Where it is used its gradients by sample would be pulled back through FSDP's hooks, out of their order.
+
+        Raises:
+            PrivacyError: it does.
+        """
+        if id(entrance.module) not in self._inner:
+            return
+        for value in tensors_in(out):
+            if _is_of_parameters(value):
+                raise PrivacyError(
+                    f"{entrance.path} hands out a tensor {tuple(value.shape)} made of parameters alone, for use in "
+                    "other modules, in whose backward its parameters are freed. Do not call fully_shard on this one, "
+                    "but on a module that also holds those that use it."
+                )
+
+
+def _is_of_parameters(value: Tensor) -> bool:
+    return value.requires_grad and mark_of(value) is None
+
+
+def _mark_again(value: Tensor, before: list[Tensor]) -> None:
+    """Give a tensor the mark that it had as one of ``before``."""
+    if mark_of(value) is not None:
+        return
+    memory = _memory(value)
+    marks = [mark for known in before if _memory(known) == memory and (mark := mark_of(known)) is not None]
+    if marks and all(mark == marks[0] for mark in marks):
+        set_mark(value, marks[0])
 
 
 def _memory(value: Tensor) -> tuple[Any, ...]:
