@@ -387,6 +387,9 @@ class PrivacyEngine(PrivateRun):
     def save_checkpoint(self, path: str | Path, *, module: nn.Module, optimizer: Optimizer) -> None:
         """Save model, inner optimizer, accountant, settings and given generators, all or nothing.
 
+        With ``fully_shard`` all processes must call it; process 0 writes the whole model. As many processes as there
+        are then, be it one with a plain model, may go on from the file.
+
         Args:
             path: the file; it is replaced only once the new one is whole.
             module: the model: its plain ``state_dict``.
@@ -397,8 +400,8 @@ class PrivacyEngine(PrivateRun):
     def load_checkpoint(self, path: str | Path, *, module: nn.Module, optimizer: Optimizer) -> None:
         """Load what :meth:`save_checkpoint` wrote, all or nothing.
 
-        Call it after ``make_private`` on the same data. Noise multiplier and clipping bound are the saved ones from
-        then on, so that a calibrated run goes on as it was planned.
+        Call it after ``make_private`` on the same data, in each process. Noise multiplier and clipping bound are the
+        saved ones from then on, so that a calibrated run goes on as it was planned.
 
         Raises:
             CheckpointError: the file is torn or foreign, does not fit the model or optimizer, or knows of fewer

@@ -182,15 +182,17 @@ def loader_of(case: Case) -> DataLoader[Any]:
 
 def made(case: Case, **more: Any) -> tuple[Any, ...]:
     """A private run of this process: engine, plain model, callable model, optimizer, loader, criterion."""
-    plain = model_of(case.model)
+    given = more.pop("plain", None)
+    plain = model_of(case.model) if given is None else given
     model: Any = DistributedDataParallel(plain, **case.ddp) if case.wrap == "before" else plain
-    if case.wrap == "shard":
+    if case.wrap == "shard" and given is None:
         shard(plain, case)
+    stepped = more.pop("optimizer", lambda parameters: torch.optim.SGD(parameters, lr=0.5))
     engine = more.pop("engine", None) or PrivacyEngine()
     settings = {"noise_multiplier": case.noise, "max_grad_norm": BOUND, "sampling": case.sampling} | more
     _, optimizer, loader, *rest = engine.make_private(
         module=model,
-        optimizer=torch.optim.SGD(plain.parameters(), lr=0.5),
+        optimizer=stepped(plain.parameters()),
         data_loader=loader_of(case),
         grad_sample_mode=case.mode,
         loss_reduction=case.reduction,
@@ -335,6 +337,58 @@ def around(rank: int, world: int, path: str) -> dict[str, Any]:
     optimizer.step()
     found["again"] = again.accountant.steps
     return found
+
+
+def saves(rank: int, world: int, path: str) -> dict[str, Any]:
+    """A sharded run that is saved; what an engine offers besides training; plain training after it."""
+    case = Case(wrap="shard", noise=1.0, batch=24 // world)
+    engine, plain, model, optimizer, loader, criterion = made(case, optimizer=momentum, noise_generator=seeded())
+    found: dict[str, Any] = {}
+    for _ in range(2):
+        x, y, _ = next(iter(loader))
+        optimizer.zero_grad()
+        criterion(model(x), y).backward()
+        optimizer.step()
+    every = engine.gather_stats()
+    found["stats"] = engine.stats.samples, every.samples, len(every.norms)
+    found["first step"] = engine.first_step.noisy, engine.first_step.moved
+    engine.save_checkpoint(path, module=model, optimizer=optimizer)
+    found["weights"] = {name: whole(p) for name, p in plain.named_parameters()}
+    found["momentum"] = [whole(optimizer.state[p]["momentum_buffer"]) for p in plain.parameters()]
+    found["blocks"] = engine._attached.noise._secure.next_block
+    engine.detach()
+    plain.zero_grad()
+    x, y, _ = data(30)[:16]
+    criterion(model(x[rank::world]), y[rank::world]).backward()
+    found["plain"] = [whole(p.grad) for p in plain.parameters()]  # FSDP's own mean
+    plain.zero_grad()
+    again, *_ = made(case, plain=plain)
+    found["again"] = again.accountant.steps
+    return found
+
+
+def resumes(rank: int, world: int, path: str, wrap: str) -> dict[str, Any]:
+    case = Case(wrap=wrap, noise=1.0, batch=24 // world)
+    engine, plain, model, optimizer, loader, criterion = made(case, optimizer=momentum, noise_generator=seeded())
+    engine.load_checkpoint(path, module=model, optimizer=optimizer)
+    found: dict[str, Any] = {
+        "weights": {name: whole(p) for name, p in plain.named_parameters()},
+        "momentum": [whole(optimizer.state[p]["momentum_buffer"]) for p in plain.parameters()],
+        "blocks": engine._attached.noise._secure.next_block,
+    }
+    x, y, _ = next(iter(loader))
+    criterion(model(x), y).backward()
+    optimizer.step()
+    found["steps"] = engine.accountant.steps
+    return found
+
+
+def momentum(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.5, momentum=0.9)
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(11)
 
 
 def set_up_too_late(rank: int, world: int) -> str:

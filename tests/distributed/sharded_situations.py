@@ -125,9 +125,19 @@ def checked(rank: int) -> None:
     step.engine.check(lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]), (step.x, step.y))
 
 
-def saved(rank: int) -> None:
+def saved_by_nobody(rank: int) -> None:
     step = Step(SHARD)
-    step.engine.save_checkpoint("never", module=step.plain, optimizer=step.optimizer)
+    PrivacyEngine().save_checkpoint("never", module=step.plain, optimizer=step.optimizer)
+
+
+def saved_nowhere(rank: int) -> None:
+    step = Step(SHARD)
+    step.engine.save_checkpoint("no/such/folder", module=step.plain, optimizer=step.optimizer)
+
+
+def loaded_from_nowhere(rank: int) -> None:
+    step = Step(SHARD)
+    step.engine.load_checkpoint("never", module=step.plain, optimizer=step.optimizer)
 
 
 def penalty(rank: int) -> None:
@@ -290,7 +300,9 @@ SHARDED: list[Callable[[int], None]] = [
     handed_out,
     changed_inputs,
     checked,
-    saved,
+    saved_by_nobody,
+    saved_nowhere,
+    loaded_from_nowhere,
     penalty,
     used_outside,
     used_before,

@@ -12,6 +12,7 @@ from tacit.distributed.sharding import (
     reshard,
     sharded_modules,
 )
+from tacit.distributed.states import as_whole, spread_like, spread_optimizer
 from tacit.distributed.world import is_set_up, rank, unwrapped, world_size
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Group",
     "Sharding",
     "Spread",
+    "as_whole",
     "check_sharding",
     "is_set_up",
     "is_spread",
@@ -27,6 +29,8 @@ __all__ = [
     "rank",
     "reshard",
     "sharded_modules",
+    "spread_like",
+    "spread_optimizer",
     "unwrapped",
     "world_size",
 ]

@@ -36,6 +36,7 @@ class Group:
         count: how many there are.
         is_set_up: there is a process group, if only of one process.
         shard: which shard of sharded parameters this process holds; others that hold the same have the same number.
+            None where each process holds all.
     """
 
     def __init__(self, device: torch.device | None = None, *, alone: bool = False) -> None:
@@ -44,7 +45,7 @@ class Group:
         self.count = 1 if alone else world_size()
         on_cpu = device is None or not self.is_set_up or "cpu:" in dist.get_backend_config()
         self._device = torch.device("cpu") if device is None or on_cpu else device
-        self.shard = 0
+        self.shard: int | None = None
 
     def together(
         self,
@@ -57,7 +58,7 @@ class Group:
         Args:
             prepare: run here; what it raises stops all processes.
             facts: of what was prepared, by name: compared by their ``repr``.
-            own: facts that need be the same in processes with the same shard only.
+            own: facts that need be the same only in processes that hold the same shard.
 
         Returns:
             What ``prepare`` returned.
@@ -69,8 +70,7 @@ class Group:
             return prepare()
         try:
             prepared = prepare()
-            found = _written(facts(prepared))
-            of_shard = _written(own())
+            found, of_shard = _written(facts(prepared)), _written(own())
         except Exception as error:
             self._compare({}, {}, f"{type(error).__name__}: {error}", where=error)
             raise
@@ -117,7 +117,10 @@ class Group:
 
     def _compare(self, facts: Facts, of_shard: Facts, failure: str | None, where: Exception | None = None) -> None:
         """Compare digests; only if they differ, everything is sent."""
-        numbers = [int(failure is not None), _digest(facts), self.shard, _digest(of_shard)]
+        if self.shard is None:
+            facts, of_shard = {**facts, **of_shard}, {}
+        numbers = [int(failure is not None), _digest(facts)]
+        numbers += [] if self.shard is None else [self.shard, _digest(of_shard)]
         mine = torch.tensor(numbers, dtype=torch.int64, device=self._device)
         every = [torch.empty_like(mine) for _ in range(self.count)]
         try:
@@ -128,8 +131,8 @@ class Group:
                 return
             raise
         seen = torch.stack(every).tolist()
-        alike = all(one[:2] == [0, seen[0][1]] for one in seen)
-        if alike and len({(shard, digest) for _, _, shard, digest in seen}) == len({one[2] for one in seen}):
+        shards = {tuple(one[2:3]) for one in seen}
+        if all(one[:2] == [0, seen[0][1]] for one in seen) and len({tuple(one[2:]) for one in seen}) == len(shards):
             return
         everything = self.gathered((failure, facts, self.shard, of_shard))
         if failure is None:
@@ -145,14 +148,14 @@ def _digest(facts: Facts) -> int:
     return int.from_bytes(digest[:8], "little", signed=True)
 
 
-def _difference(everything: list[tuple[str | None, Facts, int, Facts]]) -> str:
+def _difference(everything: list[tuple[str | None, Facts, int | None, Facts]]) -> str:
     """Say which process failed, or how facts differ."""
     failures = [one[0] for one in everything]
     failed = [f"process {number} stopped ({words})" for number, words in enumerate(failures) if words is not None]
     if failed:
         return f"{'; '.join(failed)}. The others stop with it: what one leaves out, no other can make up for."
     differing = _differing({number: facts for number, (_, facts, _, _) in enumerate(everything)})
-    for shard in sorted({shard for _, _, shard, _ in everything}):
+    for shard in dict.fromkeys(shard for _, _, shard, _ in everything):
         holders = {number: own for number, (_, _, of, own) in enumerate(everything) if of == shard}
         differing += _differing(holders)
     return (
