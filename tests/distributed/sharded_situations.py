@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from scenarios import BOUND, Case, loader_of, mesh_of, model_of, shard
 from situations import Step, attach, words
 from torch import nn
+from torch.autograd.graph import get_gradient_edge
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -177,6 +178,29 @@ def scaled_on_the_way(rank: int) -> None:
     step.backward()
 
 
+def changed_in_backward(rank: int) -> None:
+    """By a hook that was there before the guard's."""
+    plain = model_of("mlp")
+    shard(plain, SHARD)
+    weight = plain[0].weight
+    node = get_gradient_edge(weight).node
+
+    def triple(*_: object) -> None:
+        weight.grad.to_local().mul_(3.0)
+
+    node.register_hook(triple)
+    _, optimizer, loader = PrivacyEngine().make_private(
+        module=plain,
+        optimizer=torch.optim.SGD(plain.parameters(), lr=0.1),
+        data_loader=loader_of(SHARD),
+        noise_multiplier=0.0,
+        max_grad_norm=BOUND,
+    )
+    x, y, _ = next(iter(loader))
+    F.cross_entropy(plain(x), y).backward()
+    optimizer.step()
+
+
 def clipped_again(rank: int) -> None:
     step = Step(SHARD).backward()
     nn.utils.clip_grad_norm_(step.plain.parameters(), 1e-6)
@@ -309,6 +333,7 @@ SHARDED: list[Callable[[int], None]] = [
     penalty_on_shards,
     in_eval_mode,
     scaled_on_the_way,
+    changed_in_backward,
     clipped_again,
     clipped_again_in_one,
     moved_a_little,

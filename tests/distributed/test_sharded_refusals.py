@@ -40,6 +40,7 @@ WORDS = {
     "penalty_on_shards": (f"{LEAK} '0.weight' beside its clipped sum",),
     "in_eval_mode": (LEAK, "ran in eval mode with gradients on"),
     "scaled_on_the_way": (f"{LEAK} '0.weight' beside its clipped sum",),
+    "changed_in_backward": ("PrivacyError: the gradient of '0.weight' was changed during backward()",),
     "clipped_again": (CHANGED,),
     "clipped_again_in_one": (CHANGED,),
     "moved_a_little": (CHANGED,),

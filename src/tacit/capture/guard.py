@@ -8,7 +8,7 @@ goes around it, and fills no ``.grad``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -185,6 +185,32 @@ def fingerprint(gradient: Tensor) -> Tensor:
         seen = sparse(seen.view(-1))
     norm: Tensor = torch.linalg.vector_norm(seen, dtype=working)
     return norm
+
+
+def sum_fingerprint(parameter: Tensor, *parts: Tensor | None) -> Tensor:
+    """The fingerprint that the sum of ``parts`` has as a gradient of ``parameter``, whatever strides they have."""
+    there = [local(part).detach() for part in parts if part is not None]
+    if local(parameter).is_contiguous():
+        there = [sparse(part.reshape(-1)) for part in there]
+    return fingerprint(sum(there[1:], there[0]))
+
+
+def first_difference(pairs: Sequence[tuple[str, Tensor, Tensor]]) -> str | None:
+    """The first name whose fingerprint is not the one that is due; None if all are."""
+    if not pairs:
+        return None
+    due = torch.stack([one.double().cpu() for _, one, _ in pairs])
+    seen = torch.stack([one.double().cpu() for *_, one in pairs])
+    alike = torch.isclose(due, seen, rtol=1e-5, atol=0.0, equal_nan=True).tolist()
+    return next((name for (name, *_), fine in zip(pairs, alike, strict=True) if not fine), None)
+
+
+def changed_in_backward(name: str) -> str:
+    return (
+        f"the gradient of {name!r} was changed during backward(), after the clipping and before it was sent to the "
+        "other processes or lay in .grad (by a hook on its accumulation, or an assignment to .grad in a hook). The noise "
+        "was calibrated for the clipped sum. Remove the hook, and call optimizer.zero_grad()."
+    )
 
 
 def sparse(flat: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ whole ones must never get a gradient: FSDP would add it up over the processes an
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from tacit.capture.contact import Names
 from tacit.capture.entrance import Entrance
-from tacit.capture.guard import LeakGuard
+from tacit.capture.guard import LeakGuard, changed_in_backward, fingerprint, first_difference, sum_fingerprint
 from tacit.capture.marks import map_tensors, mark_of, set_mark, tensors_in
 from tacit.capture.mode import Capture
 from tacit.distributed import is_spread, sharded_modules
@@ -29,6 +29,28 @@ class ShardedGuard(LeakGuard):
     def __init__(self) -> None:
         super().__init__()
         self._whole: dict[str, Tensor] = {}
+        self._due: dict[str, Tensor] = {}
+        self._pairs: list[tuple[str, Tensor, Tensor]] = []
+
+    def _before(self, name: str, parameter: Tensor) -> Callable[[tuple[Tensor, ...]], None]:
+        check = super()._before(name, parameter)
+
+        def note(gradients: tuple[Tensor, ...]) -> None:
+            check(gradients)
+            self._due[name] = sum_fingerprint(parameter, gradients[0], parameter.grad)
+
+        return note
+
+    def _after(self, name: str, parameter: Tensor) -> Callable[..., None]:
+        accept = super()._after(name, parameter)
+
+        def compare(*_: Any) -> None:
+            due = self._due.pop(name, None)
+            if due is not None and parameter.grad is not None:
+                self._pairs.append((name, due, fingerprint(parameter.grad)))
+            accept()
+
+        return compare
 
     def watch_whole(self, name: str, parameter: Tensor) -> None:
         """Watch a whole parameter: no gradient may reach it.
@@ -48,11 +70,21 @@ class ShardedGuard(LeakGuard):
         self._handles.append(node.register_prehook(refuse))
 
     def check_whole(self, names: Iterable[str]) -> None:
-        """Raise unless all gradients came through gates: what they return is added up over all processes."""
+        """Raise unless all gradients came through gates, which add them up over all processes, and stayed so."""
+        changed = first_difference(self._pairs)
+        if changed is not None:
+            self.broken = True
+            raise PrivacyError(changed_in_backward(changed))
+        self._pairs.clear()
         for name in names:
             whole = self._whole.get(name)
             if whole is not None and whole.grad is not None:
                 raise self.leak(name)
+
+    def reset(self) -> None:
+        super().reset()
+        self._due.clear()
+        self._pairs.clear()
 
 
 class Sharded:
