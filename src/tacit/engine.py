@@ -88,7 +88,8 @@ class PrivacyEngine(PrivateRun):
 
         Args:
             module: the model; it comes back as the same object, in which nothing is replaced. Of several processes each
-                passes its own, in DistributedDataParallel or to be wrapped afterwards: see docs/distributed.md.
+                passes its own, in DistributedDataParallel or to be wrapped afterwards, or spread over them by
+                ``fully_shard``: see docs/distributed.md.
             optimizer: any torch optimizer over parameters of ``module``. Parameters that it does not step are
                 constants: they get no gradient.
             data_loader: a map-style DataLoader over the whole data set. Its ``batch_size`` is that of one process.

@@ -208,8 +208,8 @@ def first_difference(pairs: Sequence[tuple[str, Tensor, Tensor]]) -> str | None:
 def changed_in_backward(name: str) -> str:
     return (
         f"the gradient of {name!r} was changed during backward(), after the clipping and before it was sent to the "
-        "other processes or lay in .grad (by a hook on its accumulation, or an assignment to .grad in a hook). The noise "
-        "was calibrated for the clipped sum. Remove the hook, and call optimizer.zero_grad()."
+        "other processes or lay in .grad (by a hook on its accumulation, or an assignment to .grad in a hook). The "
+        "noise was calibrated for the clipped sum. Remove the hook, and call optimizer.zero_grad()."
     )
 
 
