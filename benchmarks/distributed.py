@@ -1,8 +1,9 @@
-"""Private against plain DistributedDataParallel, two processes over gloo: ``python -m benchmarks.distributed``.
+"""Private against plain training in two processes over gloo: ``python -m benchmarks.distributed``.
 
-Both train on halves of the same batch, in alternating rounds of as many steps; the ratio is the median over the rounds
-(see `measure`). Bytes are what this process hands to torch.distributed in one step: DDP's buckets through a
-communication hook, and with tacit what processes compare before a release.
+With DistributedDataParallel, or with fully_shard (``--fsdp``). Both train on halves of the same batch, in alternating
+rounds of as many steps; the ratio is the median over the rounds (see `measure`). Bytes are what this process hands to
+torch.distributed in one step: DDP's buckets through a communication hook, or the shards that it sends to others and the
+gradients that are summed up; and with tacit what processes compare before a release.
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
-from torch import Tensor, nn
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Subset
 
 from benchmarks.cases import Case
@@ -35,58 +39,61 @@ Step = Callable[[], float]
 """Takes a step, and tells its seconds; drawing the batch is not among them."""
 
 
-class Sent:
+class Sent(TorchDispatchMode):
     """Counts the bytes of what is summed up and gathered."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.bytes = 0
 
-    @contextmanager
-    def counting(self) -> Iterator[None]:
-        summed, gathered = dist.all_reduce, dist.all_gather
-
-        def all_reduce(value: Tensor, *args: Any, **kwargs: Any) -> Any:
-            self.bytes += value.nbytes
-            return summed(value, *args, **kwargs)
-
-        def all_gather(values: list[Tensor], value: Tensor, *args: Any, **kwargs: Any) -> Any:
-            self.bytes += value.nbytes
-            return gathered(values, value, *args, **kwargs)
-
-        dist.all_reduce, dist.all_gather = all_reduce, all_gather
-        try:
-            yield
-        finally:
-            dist.all_reduce, dist.all_gather = summed, gathered
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        namespace, name = func.name().split("::")
+        if namespace == "c10d" and not name.startswith(("barrier", "monitored")):
+            given = args[1] if "gather" in name or "scatter" in name else args[0]  # or else the outputs
+            self.bytes += sum(value.nbytes for value in tree_leaves(given))
+        elif namespace == "_c10d_functional" and name.startswith(("reduce_scatter", "all_")):
+            self.bytes += args[0].nbytes
+        return func(*args, **(kwargs or {}))
 
 
-def counted(case: Case, sizes: dict[str, Any], rank: int) -> Step:
+def counted(case: Case, sizes: dict[str, Any], rank: int, fsdp: bool) -> Step:
     """Plain training whose sums go through Python, where they can be counted."""
-    return plain(case, sizes, rank, hook=_mean)
+    return plain(case, sizes, rank, fsdp, hook=_mean)
 
 
-def plain(case: Case, sizes: dict[str, Any], rank: int, hook: Any = None) -> Step:
+def plain(case: Case, sizes: dict[str, Any], rank: int, fsdp: bool, hook: Any = None) -> Step:
     model, records = case.make(**sizes)
-    ddp = DistributedDataParallel(model)
-    if hook is not None:
-        ddp.register_comm_hook(None, hook)
-    optimizer = torch.optim.SGD(ddp.parameters(), lr=LEARNING_RATE)
+    model = sharded(model) if fsdp else DistributedDataParallel(model)
+    if hook is not None and not fsdp:
+        model.register_comm_hook(None, hook)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
     own = Subset(records, range(rank, len(records), PROCESSES))
     loader = DataLoader(own, batch_size=len(own))
-    return _step(ddp, optimizer, loader, case)
+    return _step(model, optimizer, loader, case)
 
 
-def private(case: Case, sizes: dict[str, Any], _rank: int) -> Step:
+def private(case: Case, sizes: dict[str, Any], _rank: int, fsdp: bool) -> Step:
     model, records = case.make(**sizes)
-    ddp = DistributedDataParallel(model)
-    ddp, optimizer, loader = PrivacyEngine().make_private(
-        module=ddp,
-        optimizer=torch.optim.SGD(ddp.parameters(), lr=LEARNING_RATE),
+    model = sharded(model) if fsdp else DistributedDataParallel(model)
+    model, optimizer, loader = PrivacyEngine().make_private(
+        module=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=LEARNING_RATE),
         data_loader=DataLoader(records, batch_size=-(-len(records) // PROCESSES)),
         noise_multiplier=NOISE_MULTIPLIER,
         max_grad_norm=MAX_GRAD_NORM,
     )
-    return _step(ddp, optimizer, loader, case)
+    return _step(model, optimizer, loader, case)
+
+
+def sharded(model: nn.Module) -> nn.Module:
+    """Spread a model over the processes: each block of a stack, and the rest."""
+    mesh = init_device_mesh("cpu", (PROCESSES,))
+    stacks = [part for part in model.modules() if isinstance(part, (nn.Sequential, nn.ModuleList))]
+    blocks = [block for stack in stacks for block in stack if any(True for _ in block.parameters())]
+    for block in reversed(blocks):  # what is inside first
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
 
 
 def _mean(_state, bucket):
@@ -108,22 +115,21 @@ def _step(model: nn.Module, optimizer: Any, loader: Any, case: Case) -> Step:
     return step
 
 
-def _process(rank: int, store: str, names: Sequence[str], rounds: int, steps: int, tiny: bool) -> None:
+def _process(rank: int, store: str, names: Sequence[str], rounds: int, steps: int, tiny: bool, fsdp: bool) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=PROCESSES)
     for name in names:
         case = BY_NAME[name]
         sizes = dict(case.tiny) if tiny else {}
         with quiet():
-            both = [make(case, sizes, rank) for make in (plain, private)]
-            seen = counted(case, sizes, rank)
+            both = [make(case, sizes, rank, fsdp) for make in (plain, private)]
+            seen = counted(case, sizes, rank, fsdp)
             for step in (*both, seen):  # warm up: DDP rebuilds its buckets, tacit chooses its ways
                 for _ in range(3):
                     step()
             sent = []
             for step in (seen, both[1]):
-                counter = Sent()
-                with counter.counting():
+                with Sent() as counter:
                     step()
                 sent.append(counter.bytes)
             times = [[sum(step() for _ in range(steps)) / steps for step in both] for _ in range(rounds)]
@@ -140,10 +146,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=5, help="steps of each in a round")
     parser.add_argument("--tiny", action="store_true", help="tiny models, to test the harness")
+    parser.add_argument("--fsdp", action="store_true", help="fully_shard instead of DistributedDataParallel")
     given = parser.parse_args(arguments)
     print(f"{'case':10} {'plain':>11} {'private':>11} {'ratio':>6} {'bytes':>12} {'private':>12}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        settings = (f"{folder}/store", given.case, given.rounds, given.steps, given.tiny)
+        settings = (f"{folder}/store", given.case, given.rounds, given.steps, given.tiny, given.fsdp)
         torch.multiprocessing.spawn(_process, settings, nprocs=PROCESSES)
     return 0
 

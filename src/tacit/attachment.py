@@ -15,14 +15,14 @@ from torch.utils.data import DataLoader
 
 from tacit.accounting import Accountant, Release
 from tacit.budget import Budget
-from tacit.capture import AveragedGuard, Clip, Pass, Session, read_field
+from tacit.capture import AveragedGuard, Clip, LeakGuard, Pass, Session, ShardedGuard, read_field
 from tacit.criterion import PrivateCriterion
-from tacit.distributed import Averaging, Group
+from tacit.distributed import Averaging, Group, Sharding
 from tacit.errors import ConfigurationError, PrivacyError, SamplingError
 from tacit.explanation import Note, note
 from tacit.first_step import FirstStep, Witness
 from tacit.ghost import GhostClipper
-from tacit.joint import Checksums, Since, gradient_facts, plan_facts, shared_key
+from tacit.joint import Checksums, Since, gradient_facts, noise_key, pending_facts, plan_facts, shared_key
 from tacit.layerwise import LayerwiseClipper
 from tacit.ledger_copy import Book
 from tacit.loss_scale import LossScale
@@ -61,7 +61,8 @@ class Attachment:
         self.plan = plan
         self.settings = settings
         self.stats: ClipStats | None = None
-        self.noise = NoiseSource(settings.noise_generator, key=shared_key(self.group, settings.noise_generator))
+        self.sharding = Sharding.of(parameters)
+        self.noise = self._noise_source()
         self.draws = DrawLog()
         drawing = shared_key(self.group, user_generator(loader))
         part = Part(self.group.rank, self.group.count, drawing)
@@ -87,7 +88,6 @@ class Attachment:
         self.planned_steps: int | None = None
         self.first_step: FirstStep | None = None
         self._scale = LossScale(settings.grad_scaler)
-        guard = AveragedGuard(required=self.group.count > 1) if self.group.is_set_up else None
         self.session = Session(
             plain_module(module),
             parameters,
@@ -97,11 +97,11 @@ class Attachment:
             apart=settings.mode == "functorch",
             memory_budget=settings.memory_budget,
             measured=settings.tune == "measure",
-            guard=guard,
+            guard=self._guard(),
             entered=self._look_around,
         )
         renew_compiled_wrappers(module)
-        self.averaging = Averaging(self.group, parameters, guard, ghost=settings.mode == "ghost")
+        self.averaging = self._averaging()
         self._checksums = Checksums(parameters)
         self._since = Since()
         self._fast = FastMatmul()
@@ -115,7 +115,7 @@ class Attachment:
             self.noise,
             self._record,
             self._agree,
-            self.group.count,
+            self._averaged_over,
         )
         self.loader.on_batch = self._look_at
         self.optimizer = PrivateOptimizer(
@@ -130,6 +130,30 @@ class Attachment:
         layerwise = LayerwiseClipper(clipper) if not self.plan.policy.uniform and not keep_dense else None
         two_passes = settings.mode == "ghost" or settings.memory_budget is not None
         return GhostClipper(clipper, layerwise) if two_passes else layerwise or clipper
+
+    def _noise_source(self) -> NoiseSource:
+        """One noise for the whole model: all processes that hold the same parameters make the same."""
+        key = shared_key(self.group, self.settings.noise_generator)
+        if self.sharding is None:
+            return NoiseSource(self.settings.noise_generator, key=key)
+        self.group.shard = self.sharding.shard
+        holders = "all processes with the same shard"
+        return NoiseSource(self.settings.noise_generator, key=noise_key(key, self.sharding), holders=holders)
+
+    def _guard(self) -> LeakGuard:
+        if self.sharding is not None:
+            return ShardedGuard()
+        return AveragedGuard(required=self.group.count > 1) if self.group.is_set_up else LeakGuard()
+
+    def _averaging(self) -> Averaging:
+        guard = self.session.guard
+        watcher = guard if isinstance(guard, AveragedGuard) else None
+        return Averaging(self.group, self.parameters, watcher, ghost=self.settings.mode == "ghost")
+
+    @property
+    def _averaged_over(self) -> int:
+        """Of how many processes ``.grad`` holds the mean. A sharded one holds the sum."""
+        return self.group.count if self.sharding is None else 1
 
     def gathered_stats(self) -> ClipStats | None:
         """The statistics of all processes' last backwards together."""
@@ -153,7 +177,7 @@ class Attachment:
             self._scale.check()
             return prepare()
 
-        return self.group.together(prepared, self._facts)
+        return self.group.together(prepared, self._facts, self._own_facts)
 
     def _facts(self, coming: Coming) -> dict[str, object]:
         """What must be the same in all processes for them to release the same, and to count it alike."""
@@ -162,16 +186,22 @@ class Attachment:
             "the release": coming.event,
             "batches, by number, epoch and place": [(draw.index, draw.epoch, draw.place) for draw in coming.draws],
             "standard deviation of the noise": coming.std,
-            "numbers drawn for noise": self.noise.position,
             "budget": None if self.budget is None else (self.budget.epsilon, self.budget.delta),
             "releases so far": self._accountant.steps if self.ledger is None else "in the ledger",
             "trained parameters": [name for name, p in self.parameters.items() if p.requires_grad],
-            **gradient_facts(self.parameters),
+            **pending_facts(self.parameters),
             "backwards that found no gradients, clearings and zeroed gradients since the last release": (
                 self._since.fresh,
                 self._since.cleared,
                 self.session.guard.zeroed,
             ),
+        }
+
+    def _own_facts(self) -> dict[str, object]:
+        """What must be the same in all processes that hold the same parameters."""
+        return {
+            "numbers drawn for noise": self.noise.position,
+            **gradient_facts(self.parameters),
             **self._checksums.facts(),
         }
 
@@ -289,7 +319,7 @@ class Attachment:
             use = uses.get(name)
             samples = run.real_units
             if use is None:
-                gradients: Tensor = parameter.new_zeros((samples, *parameter.shape))
+                gradients = torch.zeros((samples, *parameter.shape), dtype=parameter.dtype, device=parameter.device)
             else:
                 gradients = use.dense()[:samples].to(parameter.dtype)
             parameter.grad_sample = gradients  # type: ignore[attr-defined]
@@ -318,7 +348,7 @@ class Attachment:
 
     def _watch_first_step(self, witness: Witness) -> None:
         """Say once, after the optimizer has stepped, what the first step did."""
-        noisy = witness.noisy(self.plan.divisor(1) / self.group.count)
+        noisy = witness.noisy(self.plan.divisor(1) / self._averaged_over)
 
         def look(*_: Any) -> None:
             handle.remove()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import os
 import pickle
 import tempfile
@@ -18,7 +19,7 @@ from torch.optim import Optimizer
 from tacit.accounting import Accountant, create_accountant
 from tacit.accounting.events import counted
 from tacit.attachment import Attachment
-from tacit.distributed import unwrapped
+from tacit.distributed import Group, as_whole, is_spread, spread_like, spread_optimizer, unwrapped
 from tacit.errors import CheckpointError, ConfigurationError
 from tacit.optimizer import PrivateOptimizer
 from tacit.sampling import user_generator
@@ -44,15 +45,26 @@ def save(
 ) -> None:
     """Write a checkpoint beside ``path`` and move it into place."""
     module = unwrapped(module)  # so that one process and several can read each other's
+    group = _sharers(module, attached)
+    model, inner = module.state_dict(), _inner(optimizer).state_dict()
+    if group is not None:
+        model, inner = as_whole((model, inner), keep=group.rank == 0)
     content = {
         "format": FORMAT,
         "version": VERSION,
-        "model": module.state_dict(),
-        "optimizer": _inner(optimizer).state_dict(),
+        "model": model,
+        "optimizer": inner,
         "accountant": accountant.state_dict(),
         "settings": {} if attached is None else _settings(attached),
-        "generators": {} if attached is None else _generators(attached),
+        "generators": {} if attached is None else _generators(attached, group),
     }
+    if group is None:
+        _write(path, content)
+    else:
+        group.from_first(lambda: _write(path, content))
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
@@ -73,28 +85,66 @@ def load(
 ) -> None:
     """Check everything, then load everything; put all back if a part refuses."""
     module = unwrapped(module)
-    content = _read(path)
-    _check_model(content["model"], module, path)
+
+    def checked() -> dict[str, Any]:
+        content = _read(path)
+        _check_model(content["model"], module, path)
+        _check_spent(content["accountant"], accountant, attached, path)
+        if attached is not None:
+            _check_settings(content["settings"], attached, path)
+            content["changed"] = _changed(content["settings"], attached, path)
+        return content
+
+    group = _sharers(module, attached)
+    # Each process takes its part of the file, and so all must find the same one.
+    content = checked() if group is None else group.together(checked, lambda _: {"checkpoint": _digest(path)})
+    _load_states(path, content, module, _inner(optimizer))
+    accountant.load_state_dict(content["accountant"])
     ledger = None if attached is None else attached.ledger
-    _check_spent(content["accountant"], accountant, attached, path)
+    if ledger is not None:  # it knows of all that was released since
+        accountant.replace(ledger.history())
     if attached is not None:
-        _check_settings(content["settings"], attached, path)
-    changed = {} if attached is None else _changed(content["settings"], attached, path)
-    inner = _inner(optimizer)
-    before = copy.deepcopy(module.state_dict()), copy.deepcopy(inner.state_dict())
+        attached.change(**content["changed"])
+        _restore_generators(attached, content["generators"])
+
+
+def _load_states(path: Path, content: Mapping[str, Any], module: nn.Module, inner: Optimizer) -> None:
+    own = module.state_dict()
+    before = copy.deepcopy(own), copy.deepcopy(inner.state_dict())
     try:
-        inner.load_state_dict(content["optimizer"])
-        module.load_state_dict(content["model"])
+        inner.load_state_dict(spread_optimizer(content["optimizer"], inner))
+        module.load_state_dict({name: _like(value, own.get(name)) for name, value in content["model"].items()})
     except (ValueError, RuntimeError, KeyError) as error:
         module.load_state_dict(before[0])
         inner.load_state_dict(before[1])
         raise CheckpointError(f"{path} does not fit: {error}. Nothing was changed.") from error
-    accountant.load_state_dict(content["accountant"])
-    if ledger is not None:  # it knows of all that was released since
-        accountant.replace(ledger.history())
-    if attached is not None:
-        attached.change(**changed)
-        _restore_generators(attached, content["generators"])
+
+
+def _like(value: Any, own: Any) -> Any:
+    """What a file has for a part of the model, as this process holds it."""
+    both = isinstance(value, torch.Tensor) and isinstance(own, torch.Tensor)
+    return spread_like(value, own) if both else value
+
+
+def _sharers(module: nn.Module, attached: Attachment | None) -> Group | None:
+    """The processes that each hold a part of the model, if they do: they save and load together.
+
+    Raises:
+        ConfigurationError: it is not private, so that nobody knows these processes.
+    """
+    if not any(is_spread(p) for p in module.parameters()):
+        return None
+    if attached is None:
+        raise ConfigurationError(
+            "a checkpoint of a sharded model (fully_shard) is saved and loaded by all its processes together, between "
+            "make_private() and detach(). Call make_private() first."
+        )
+    return attached.group
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_settings(path: Path) -> Mapping[str, Any]:
@@ -141,10 +191,13 @@ def _changed(saved: Mapping[str, Any], attached: Attachment, path: Path) -> dict
     return changed
 
 
-def _generators(attached: Attachment) -> dict[str, Any]:
+def _generators(attached: Attachment, group: Group | None) -> dict[str, Any]:
     """States of generators that the user gave. The others are secret: saving them would reveal noise and draws."""
     source = user_generator(attached.loader.source)
-    return {"noise": attached.noise.state_dict(), "loader": None if source is None else source.get_state()}
+    noise = attached.noise.state_dict()
+    if group is not None and "block" in noise:  # go on behind what any shard has drawn, whoever holds it then
+        noise = {"block": max(one["block"] for one in group.gathered(noise))}
+    return {"noise": noise, "loader": None if source is None else source.get_state()}
 
 
 def _restore_generators(attached: Attachment, states: Mapping[str, Any]) -> None:

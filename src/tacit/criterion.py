@@ -49,18 +49,19 @@ class PrivateCriterion(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         losses = self.per_sample(*args, **kwargs)
-        if losses.numel() == 0:
-            return losses.sum()
-        value = losses.mean() if self.reduction == "mean" else losses.sum()
+        empty = losses.numel() == 0
+        value = losses.mean() if self.reduction == "mean" and not empty else losses.sum()
         opened = self._session.open_pass
         if opened is None or not torch.is_grad_enabled() or not losses.requires_grad:
             return value
         run, carrier = opened
-        if run.plain_only or run.dummy or run.samples != losses.shape[0]:
+        # Of a sharded model all processes gather parameters for each pass: also one whose part of the batch is empty.
+        stands_in = run.dummy and empty and self._session.sharded
+        if run.plain_only or not (stands_in or (not run.dummy and run.samples == losses.shape[0])):
             return value
         if not self._session.guard.check_graph(losses, carrier):
             return value  # the two passes would see only what leads to the carrier
-        weight = 1.0 / losses.shape[0] if self.reduction == "mean" else 1.0
+        weight = 1.0 / losses.shape[0] if self.reduction == "mean" and not empty else 1.0
         out: Tensor = GhostTerm.apply(carrier, run, Term((losses,), carrier), weight, value.detach())
         return out
 

@@ -21,7 +21,7 @@ from tacit.attachment import Attachment
 from tacit.checking.check import check_model
 from tacit.checking.reference import LossFunction
 from tacit.clipping import Bounds
-from tacit.distributed import Group, unwrapped
+from tacit.distributed import Group, is_spread, unwrapped
 from tacit.errors import ConfigurationError
 from tacit.joint import data_facts, open_ledger, plan_facts, run_facts
 from tacit.ledger import Ledger
@@ -91,7 +91,8 @@ class PrivacyEngine(PrivateRun):
 
         Args:
             module: the model; it comes back as the same object, in which nothing is replaced. Of several processes each
-                passes its own, in DistributedDataParallel or to be wrapped afterwards: see docs/distributed.md.
+                passes its own, in DistributedDataParallel or to be wrapped afterwards, or spread over them by
+                ``fully_shard``: see docs/distributed.md.
             optimizer: any torch optimizer over parameters of ``module``. Parameters that it does not step are
                 constants: they get no gradient.
             data_loader: a map-style DataLoader over the whole data set. Its ``batch_size`` is that of one process.
@@ -146,7 +147,7 @@ class PrivacyEngine(PrivateRun):
 
         def prepare() -> tuple[PrivacyPlan, Settings, Parameters]:
             sampled = self._sampled(data_loader, sampling, poisson_sampling)
-            private = self._check(model, optimizer, grad_sample_mode, criterion)
+            private = self._check(model, optimizer, grad_sample_mode, criterion, memory_budget)
             names = _trainable(private)
             plan = PrivacyPlan(noise_multiplier, max_grad_norm, clipping, loss_reduction, sampled, names)
             generator = self._generator(noise_generator)
@@ -208,7 +209,7 @@ class PrivacyEngine(PrivateRun):
         # Everything else is checked before the calibration, which takes a second.
         def prepare() -> tuple[PrivacyPlan, Settings, Parameters, int]:
             sampled = self._sampled(data_loader, sampling, poisson_sampling)
-            private = self._check(model, optimizer, grad_sample_mode, criterion)
+            private = self._check(model, optimizer, grad_sample_mode, criterion, memory_budget)
             draft = PrivacyPlan(1.0, max_grad_norm, clipping, loss_reduction, sampled, _trainable(private))
             generator = self._generator(noise_generator)
             check_scaler(grad_scaler, private)
@@ -300,7 +301,12 @@ class PrivacyEngine(PrivateRun):
         return found
 
     def _check(
-        self, module: nn.Module, optimizer: Optimizer, mode: str, criterion: Callable[..., Any] | None
+        self,
+        module: nn.Module,
+        optimizer: Optimizer,
+        mode: str,
+        criterion: Callable[..., Any] | None,
+        memory_budget: int | None,
     ) -> Parameters:
         """The parameters to be made private, if they may be."""
         if self._attachment is not None:
@@ -314,7 +320,10 @@ class PrivacyEngine(PrivateRun):
             )
         if isinstance(optimizer, PrivateOptimizer):
             raise ConfigurationError("the optimizer is private already. Pass the one it was made from.")
-        return check_attachable(module, optimizer)
+        private = check_attachable(module, optimizer)
+        if any(is_spread(p) for p in private.values()):
+            _check_sharded(mode, memory_budget)
+        return private
 
     def _attach(
         self,
@@ -390,6 +399,9 @@ class PrivacyEngine(PrivateRun):
     def save_checkpoint(self, path: str | Path, *, module: nn.Module, optimizer: Optimizer) -> None:
         """Save model, inner optimizer, accountant, settings and given generators, all or nothing.
 
+        With ``fully_shard`` all processes must call it; process 0 writes the whole model. As many processes as there
+        are then, be it one with a plain model, may go on from the file.
+
         Args:
             path: the file; it is replaced only once the new one is whole.
             module: the model: its plain ``state_dict``.
@@ -400,8 +412,8 @@ class PrivacyEngine(PrivateRun):
     def load_checkpoint(self, path: str | Path, *, module: nn.Module, optimizer: Optimizer) -> None:
         """Load what :meth:`save_checkpoint` wrote, all or nothing.
 
-        Call it after ``make_private`` on the same data. Noise multiplier and clipping bound are the saved ones from
-        then on, so that a calibrated run goes on as it was planned.
+        Call it after ``make_private`` on the same data, in each process. Noise multiplier and clipping bound are the
+        saved ones from then on, so that a calibrated run goes on as it was planned.
 
         Raises:
             CheckpointError: the file is torn or foreign, does not fit the model or optimizer, or knows of fewer
@@ -417,6 +429,21 @@ class PrivacyEngine(PrivateRun):
 def _trainable(parameters: Parameters) -> tuple[str, ...]:
     """Names of the private parameters that are trained from the first step on."""
     return tuple(name for name, p in parameters.items() if p.requires_grad)
+
+
+def _check_sharded(mode: str, memory_budget: int | None) -> None:
+    """Refuse what cannot be done with parameters that come and go."""
+    if mode == "functorch":
+        raise ConfigurationError(
+            'grad_sample_mode="functorch" copies parameters for each sample, which is not supported with fully_shard. '
+            'Use "auto" or "ghost".'
+        )
+    if memory_budget is not None:
+        raise ConfigurationError(
+            "with memory_budget= each process decides by itself how many passes it runs, and with fully_shard all must "
+            'run as many. Use grad_sample_mode="ghost", which always runs two, or smaller physical batches '
+            "(BatchMemoryManager)."
+        )
 
 
 def _device_of(model: nn.Module) -> torch.device | None:

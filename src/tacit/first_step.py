@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tacit.distributed import local
 from tacit.stats import ClipStats
 
 _PIECE = 2**20
@@ -70,19 +71,23 @@ class FirstStep:
 
 
 class Witness:
-    """Remembers what the first step starts from: a number for each parameter, and the smallest gradient."""
+    """Remembers what the first step starts from: a number for each parameter, and the smallest gradient.
+
+    Of sharded parameters, what this process holds of them.
+    """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self._parameters = [p for p in parameters.values() if p.requires_grad]
         self._before = [_fingerprint(p) for p in self._parameters]
-        self._smallest = min(self._parameters, key=lambda p: p.numel())
-        self._gradient = None if self._smallest.grad is None else self._smallest.grad.detach().clone()
+        self._smallest = min(self._parameters, key=lambda p: local(p).numel() or math.inf)
+        gradient = self._smallest.grad
+        self._gradient = None if gradient is None else local(gradient).detach().clone()
 
     def noisy(self, divisor: float) -> bool:
         """Whether the gradient at hand is more than the clipped sum by a constant."""
-        now = self._smallest.grad
-        if now is None:
+        if self._smallest.grad is None:
             return False
+        now = local(self._smallest.grad)
         before = torch.zeros_like(now) if self._gradient is None else self._gradient / divisor
         rounding = 4 * torch.finfo(now.dtype).eps  # of a type narrower than float32 the sum was rounded before
         return not torch.allclose(now, before, rtol=max(1e-4, rounding), atol=0.0, equal_nan=True)
@@ -92,7 +97,7 @@ class Witness:
 
 
 def _fingerprint(value: Tensor) -> tuple[float, float]:
-    weights = value.detach()
+    weights = local(value).detach()
     # In pieces and in their own type: a copy in float64 would be the largest tensor of the step.
     total = math.fsum(float(piece.sum()) for piece in weights.reshape(-1).split(_PIECE))
     return total, float(torch.linalg.vector_norm(weights))

@@ -16,8 +16,8 @@ from torch.utils.data import Subset, TensorDataset
 from tacit.accounting import Accountant, Release
 from tacit.accounting.events import counted
 from tacit.capture import sparse
-from tacit.distributed import Group
-from tacit.entropy import drawn_key
+from tacit.distributed import Group, Sharding, Spread, local
+from tacit.entropy import KEY_BYTES, derived, drawn_key
 from tacit.errors import ConfigurationError
 from tacit.ledger import Ledger
 from tacit.ledger_copy import Book, LedgerCopy
@@ -39,7 +39,7 @@ def plan_facts(plan: PrivacyPlan) -> dict[str, object]:
 
 def run_facts(accountant: Accountant, parameters: Mapping[str, nn.Parameter]) -> dict[str, object]:
     """What else must be the same in all processes before a run begins, by name."""
-    shapes = {f"parameter {name!r}": (tuple(p.shape), p.dtype, p.requires_grad) for name, p in parameters.items()}
+    shapes = {f"parameter {name!r}": _form(p) for name, p in parameters.items()}
     return {
         "version of tacit": version("tacit"),
         "code of tacit": _code(),
@@ -60,6 +60,12 @@ def _code() -> str:
     for path in sorted(root.rglob("*.py")):
         digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _form(parameter: nn.Parameter) -> tuple[object, ...]:
+    spread = Spread.of(parameter)
+    form = (tuple(parameter.shape), parameter.dtype, parameter.requires_grad)
+    return form if spread is None else (*form, spread)
 
 
 def data_facts(dataset: object) -> dict[str, object]:
@@ -93,6 +99,13 @@ def shared_key(group: Group, generator: torch.Generator | None) -> bytes | None:
         return None
     mine = drawn_key(generator)
     return group.from_first(lambda: mine)
+
+
+def noise_key(shared: bytes | None, sharding: Sharding | None) -> bytes | None:
+    """The key that a process makes its noise from: of all that hold the same shard the same, of others another."""
+    if shared is None or sharding is None:
+        return shared
+    return derived(shared, f"noise of shard {sharding.shard} of {sharding.shards}", KEY_BYTES)
 
 
 def open_ledger(
@@ -160,17 +173,27 @@ class Checksums:
         return {f"bits of the parameter {name!r}": _checksum(self._parameters[name]) for name in names}
 
 
-def gradient_facts(parameters: Mapping[str, nn.Parameter]) -> dict[str, object]:
-    """What is pending, by parameter: the mean over all processes, and so equal in each, unless one has cleared its own.
+def pending_facts(parameters: Mapping[str, nn.Parameter]) -> dict[str, object]:
+    """For which parameters a gradient is pending: in all processes, unless one has cleared its own."""
+    return {
+        f"gradient of {name!r}": "none" if p.grad is None else "there"
+        for name, p in parameters.items()
+        if p.requires_grad
+    }
 
-    Of a large gradient a part is looked at, to the last bit.
+
+def gradient_facts(parameters: Mapping[str, nn.Parameter]) -> dict[str, object]:
+    """What is pending, by parameter: equal in all processes that hold the same, unless one has cleared its own.
+
+    It is the mean over all processes, or a shard of the sum. Of a large gradient a part is looked at, to the last bit.
     """
     return {
-        f"gradient of {name!r}": "none" if p.grad is None else _checksum(sparse(p.grad.reshape(-1)))
+        f"bits of the gradient of {name!r}": "none" if p.grad is None else _checksum(sparse(local(p.grad).reshape(-1)))
         for name, p in parameters.items()
         if p.requires_grad
     }
 
 
 def _checksum(value: Tensor) -> int:
-    return int(value.detach().view(_OF_SIZE[value.dtype.itemsize]).sum(dtype=torch.int64))
+    here = local(value).detach()
+    return int(here.view(_OF_SIZE[here.dtype.itemsize]).sum(dtype=torch.int64))

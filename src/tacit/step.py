@@ -12,7 +12,8 @@ For one logical batch drawn by a sampler with a known accounting event:
 
 Several processes each clip their part of the batch (1), and DDP leaves the mean of their sums in every ``.grad`` (2).
 It moves by C over their number, and gets noise of σ·C over their number: the same noise in each, from a key that all
-know. So all release the same, once.
+know. So all release the same, once. Where ``fully_shard`` has spread the parameters, each ``.grad`` is a shard of the
+sum itself, and gets σ·C from a key of that shard: all shards together are one sum with one noise.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from tacit.accounting import Release
 from tacit.capture import Pass
 from tacit.clipping import ClippingPolicy
+from tacit.distributed import like, local
 from tacit.errors import PrivacyError
 from tacit.mechanisms import NoiseSource, add_gaussian_noise
 from tacit.plan import PrivacyPlan
@@ -317,10 +319,10 @@ class Releaser:
         # The mean over n processes moves by an n-th of the sensitivity.
         std, divisor = coming.std / self._processes, coming.divisor / self._processes
         totals = [self._gradients.take(name, p) for name, p in trainable.items()]
-        released = add_gaussian_noise(totals, std=std, divisor=divisor, noise=self._noise, in_place=True)
-        for (name, parameter), noisy in zip(trainable.items(), released, strict=True):
-            gradient = noisy.to(parameter.dtype)
-            parameter.grad = gradient
+        parts = [local(total) for total in totals]
+        released = add_gaussian_noise(parts, std=std, divisor=divisor, noise=self._noise, in_place=True)
+        for (name, parameter), total, part in zip(trainable.items(), totals, released, strict=True):
+            parameter.grad = gradient = like(total, part.to(parameter.dtype))
             self._gradients.accept(name, gradient)
         self.forget()
 

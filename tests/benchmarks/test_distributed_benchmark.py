@@ -1,5 +1,6 @@
-"""The comparison with plain DistributedDataParallel runs, and counts what is sent: as much as a plan says."""
+"""The comparison with plain DDP, and fully_shard, runs, and counts what is sent: as much as a plan says."""
 
+import pytest
 from benchmarks.distributed import PROCESSES, main
 from benchmarks.registry import BY_NAME
 from tests.scaling.small import of_module
@@ -8,12 +9,15 @@ from tacit.scaling.setting import Mode, Setting, Sharding
 from tacit.scaling.traffic import traffic
 
 
-def test_a_tiny_run(capfd):
-    assert main(["--tiny", "--case", "mlp", "--rounds", "1", "--steps", "1"]) == 0
+@pytest.mark.parametrize(("wrapper", "compared"), [([], 16), (["--fsdp"], 32)])
+def test_a_tiny_run(capfd, wrapper, compared):
+    assert main(["--tiny", "--case", "mlp", "--rounds", "1", "--steps", "1", *wrapper]) == 0
     _, line = capfd.readouterr().out.splitlines()
-    name, *_, plain, private = line.split()
+    name, *_, plain, private = line.replace(",", "").split()
     assert name == "mlp"
-    assert int(private) == int(plain) + 16
+    assert int(private) == int(plain) + compared
+    if wrapper:
+        return
     model, records = BY_NAME["mlp"].make(**BY_NAME["mlp"].tiny)
     survey = of_module(model, 2, *records[0][0].shape)
     for mode, counted in ((Mode.plain, plain), (Mode.auto, private)):

@@ -9,11 +9,16 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import language
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.amp import GradScaler
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -52,8 +57,68 @@ class Checkpointed(nn.Module):
         return self.last(checkpoint(self.net, self.first(x), use_reentrant=self.reentrant))
 
 
+class Scale(nn.Module):
+    """Puts out what is made of a parameter alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(6))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x * self.weight, self.weight.square()
+
+
+class Scaled(nn.Module):
+    """Takes that in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return self.layer(x) * scale
+
+
+class Lent(nn.Module):
+    """What is made of a parameter is used in several modules: one of the model's, or another module's."""
+
+    def __init__(self, other: bool) -> None:
+        super().__init__()
+        self.scale = Scale()
+        self.first = Scaled()
+        self.second = Scaled()
+        self.last = nn.Linear(6, CLASSES)
+        self.other = other
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, scale = self.scale(x)
+        x = self.first(x, scale).tanh()
+        return self.last(self.second(x, scale))
+
+
+class Odd(nn.Module):
+    """A multilayer perceptron with a call that has no rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(6))
+        self.last = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.special.xlog1py(x, self.weight.abs()))
+
+
 MODELS = {
+    "odd": Odd,
+    "lent": lambda: Lent(False),
+    "lent by another": lambda: Lent(True),
+    "gpt2": lambda: language.gpt2(CLASSES),
+    "gpt2 recomputed": lambda: language.gpt2(CLASSES, use_reentrant=False),
+    "gpt2 reentrant": lambda: language.gpt2(CLASSES, use_reentrant=True),
+    "llama": lambda: language.llama(CLASSES),
+    "llama adapted": lambda: language.adapted(CLASSES),
     "mlp": lambda: nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, CLASSES)),
+    "even": lambda: nn.Sequential(weight_norm(nn.Linear(6, 8)), nn.Tanh(), nn.Linear(8, CLASSES)),
     "conv": lambda: nn.Sequential(
         nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8, CLASSES)
     ),
@@ -70,10 +135,13 @@ class Case:
     Attributes:
         model: one of ``MODELS``.
         mode: grad_sample_mode.
-        wrap: "before" or "after" make_private.
+        wrap: "before" or "after" make_private; "shard": fully_shard instead of DistributedDataParallel.
         pieces: "whole", "no_sync" (three backwards, of which the last is averaged), "manager", or "synced" (two
             forwards and backwards, both averaged).
         ddp: arguments of DistributedDataParallel.
+        shard: arguments of fully_shard, of each module that owns parameters and of the model.
+        nested: or of the model only.
+        replicas: how many processes hold the same shard.
         batch: records per process and batch.
         scale: losses are multiplied by so many powers of two, by a GradScaler.
     """
@@ -83,6 +151,9 @@ class Case:
     wrap: str = "before"
     pieces: str = "whole"
     ddp: dict[str, Any] = field(default_factory=dict)
+    shard: dict[str, Any] = field(default_factory=dict)
+    nested: bool = True
+    replicas: int = 1
     batch: int = 4
     records: int = 30
     noise: float = 0.0
@@ -117,13 +188,17 @@ def loader_of(case: Case) -> DataLoader[Any]:
 
 def made(case: Case, **more: Any) -> tuple[Any, ...]:
     """A private run of this process: engine, plain model, callable model, optimizer, loader, criterion."""
-    plain = model_of(case.model)
+    given = more.pop("plain", None)
+    plain = model_of(case.model) if given is None else given
     model: Any = DistributedDataParallel(plain, **case.ddp) if case.wrap == "before" else plain
+    if case.wrap == "shard" and given is None:
+        shard(plain, case)
+    stepped = more.pop("optimizer", lambda parameters: torch.optim.SGD(parameters, lr=0.5))
     engine = more.pop("engine", None) or PrivacyEngine()
     settings = {"noise_multiplier": case.noise, "max_grad_norm": BOUND, "sampling": case.sampling} | more
     _, optimizer, loader, *rest = engine.make_private(
         module=model,
-        optimizer=torch.optim.SGD(plain.parameters(), lr=0.5),
+        optimizer=stepped(plain.parameters()),
         data_loader=loader_of(case),
         grad_sample_mode=case.mode,
         loss_reduction=case.reduction,
@@ -135,6 +210,47 @@ def made(case: Case, **more: Any) -> tuple[Any, ...]:
         model = DistributedDataParallel(plain, **case.ddp)
     criterion = rest[0] if rest else nn.CrossEntropyLoss(reduction=case.reduction)
     return engine, plain, model, optimizer, loader, criterion
+
+
+def mesh_of(case: Case) -> DeviceMesh:
+    world = dist.get_world_size()
+    if case.replicas == 1:
+        return init_device_mesh("cpu", (world,))
+    return init_device_mesh("cpu", (case.replicas, world // case.replicas), mesh_dim_names=("replicate", "shard"))
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    if isinstance(model, Checkpointed):
+        return [model.net]
+    if isinstance(model, language.Classifier):
+        return language.blocks_of(model)
+    if isinstance(model, Lent):
+        return [model.scale, model.first, model.second] if model.other else [model.first, model.second]
+    if isinstance(model, nn.Sequential):
+        return [m for m in model if any(True for _ in m.parameters())]
+    return [m for m in model.modules() if any(True for _ in m.parameters(recurse=False)) and m is not model]
+
+
+def shard(model: nn.Module, case: Case) -> None:
+    """Spread a model over all processes."""
+    mesh, blocks = mesh_of(case), blocks_of(model)
+    for block in blocks if case.nested else []:
+        fully_shard(block, mesh=mesh, **case.shard)
+    fully_shard(model, mesh=mesh, **case.shard)
+
+
+def last_dimension(parameter: nn.Parameter) -> Shard:
+    return Shard(parameter.dim() - 1 if parameter.shape[-1] % 2 == 0 else 0)
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor whose parts are spread over processes; all must call it."""
+    return (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
+
+
+def part(value: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    return (value.to_local() if isinstance(value, DTensor) else value).detach().clone()
 
 
 def batches(case: Case, loader: Any, optimizer: Any) -> Iterator[Any]:
@@ -153,9 +269,12 @@ def backward(case: Case, model: Any, criterion: Any, x: Tensor, y: Tensor) -> No
             criterion(model(x[part]), y[part]).backward()
         return
     pieces = 3 if case.pieces == "no_sync" else 1
-    parts = list(zip(x.chunk(pieces), y.chunk(pieces), strict=True))
+    cut = torch.tensor_split if case.wrap == "shard" else torch.chunk  # sharded, all processes need as many pieces
+    parts = list(zip(cut(x, pieces), cut(y, pieces), strict=True))
     for number, (part_x, part_y) in enumerate(parts, 1):
-        with nullcontext() if number == len(parts) else model.no_sync():
+        if case.wrap == "shard":
+            model.set_requires_gradient_sync(number == len(parts))
+        with nullcontext() if number == len(parts) or case.wrap == "shard" else model.no_sync():
             criterion(model(part_x), part_y).backward()
 
 
@@ -166,14 +285,14 @@ def gradients(rank: int, world: int, case: Case) -> list[Any]:
     steps, rows = [], []
     for x, y, index in batches(case, loader, optimizer):
         optimizer.zero_grad(set_to_none=case.to_none)
-        before = {name: p.detach().clone() for name, p in plain.named_parameters()}
+        before = {name: whole(p) for name, p in plain.named_parameters()}
         backward(case, model, lambda out, target: scaler.scale(criterion(out, target)), x, y)
         rows += index[: len(index) - engine._attached.session.padding].tolist()
         releases = engine.accountant.steps
         scaler.step(optimizer)
         scaler.update()
         if engine.accountant.steps > releases:
-            released = {name: p.grad.clone() for name, p in plain.named_parameters()}
+            released = {name: whole(p.grad) for name, p in plain.named_parameters() if p.grad is not None}
             steps.append((rows, before, released))
             rows = []
     return [steps, engine.plan.sampling.expected_batch_size, engine.get_epsilon(1e-5)]
@@ -226,6 +345,58 @@ def around(rank: int, world: int, path: str) -> dict[str, Any]:
     optimizer.step()
     found["again"] = again.accountant.steps
     return found
+
+
+def saves(rank: int, world: int, path: str) -> dict[str, Any]:
+    """A sharded run that is saved; what an engine offers besides training; plain training after it."""
+    case = Case(wrap="shard", noise=1.0, batch=24 // world)
+    engine, plain, model, optimizer, loader, criterion = made(case, optimizer=momentum, noise_generator=seeded())
+    found: dict[str, Any] = {}
+    for _ in range(2):
+        x, y, _ = next(iter(loader))
+        optimizer.zero_grad()
+        criterion(model(x), y).backward()
+        optimizer.step()
+    every = engine.gather_stats()
+    found["stats"] = engine.stats.samples, every.samples, len(every.norms)
+    found["first step"] = engine.first_step.noisy, engine.first_step.moved
+    engine.save_checkpoint(path, module=model, optimizer=optimizer)
+    found["weights"] = {name: whole(p) for name, p in plain.named_parameters()}
+    found["momentum"] = [whole(optimizer.state[p]["momentum_buffer"]) for p in plain.parameters()]
+    found["blocks"] = engine._attached.noise._secure.next_block
+    engine.detach()
+    plain.zero_grad()
+    x, y, _ = data(30)[:16]
+    criterion(model(x[rank::world]), y[rank::world]).backward()
+    found["plain"] = [whole(p.grad) for p in plain.parameters()]  # FSDP's own mean
+    plain.zero_grad()
+    again, *_ = made(case, plain=plain)
+    found["again"] = again.accountant.steps
+    return found
+
+
+def resumes(rank: int, world: int, path: str, wrap: str) -> dict[str, Any]:
+    case = Case(wrap=wrap, noise=1.0, batch=24 // world)
+    engine, plain, model, optimizer, loader, criterion = made(case, optimizer=momentum, noise_generator=seeded())
+    engine.load_checkpoint(path, module=model, optimizer=optimizer)
+    found: dict[str, Any] = {
+        "weights": {name: whole(p) for name, p in plain.named_parameters()},
+        "momentum": [whole(optimizer.state[p]["momentum_buffer"]) for p in plain.parameters()],
+        "blocks": engine._attached.noise._secure.next_block,
+    }
+    x, y, _ = next(iter(loader))
+    criterion(model(x), y).backward()
+    optimizer.step()
+    found["steps"] = engine.accountant.steps
+    return found
+
+
+def momentum(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.5, momentum=0.9)
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(11)
 
 
 def set_up_too_late(rank: int, world: int) -> str:
@@ -302,11 +473,15 @@ def several(rank: int, world: int, cases: list[Case]) -> list[Any]:
     return [gradients(rank, world, case) for case in cases]
 
 
-def noise(rank: int, world: int, steps: int) -> tuple[Tensor, float]:
-    """What is released of gradients that are all zero."""
-    torch.manual_seed(rank)
+def noise(rank: int, world: int, steps: int, case: Case = Case()) -> tuple[Tensor, float, Tensor]:
+    """What is released of gradients that are all zero; and of it, what this process holds."""
+    torch.manual_seed(rank if case.wrap == "before" else 0)  # DDP makes weights equal, fully_shard does not
     plain = nn.Linear(40, 25)
-    model = DistributedDataParallel(plain)
+    model: Any = plain
+    if case.wrap == "shard":
+        shard(plain, case)
+    else:
+        model = DistributedDataParallel(plain)
     engine = PrivacyEngine()
     _, optimizer, loader = engine.make_private(
         module=model,
@@ -316,14 +491,15 @@ def noise(rank: int, world: int, steps: int) -> tuple[Tensor, float]:
         max_grad_norm=0.7,
         sampling="full-batch",
     )
-    released = []
+    released, held = [], []
     for _ in range(steps):
         ((x,),) = loader
         optimizer.zero_grad()
         (model(x) * 0.0).mean().backward()
         optimizer.step()
-        released.append(torch.cat([p.grad.flatten().double() for p in plain.parameters()]))
-    return torch.stack(released), 1.3 * 0.7 / engine.plan.sampling.expected_batch_size
+        released.append(torch.cat([whole(p.grad).flatten().double() for p in plain.parameters()]))
+        held.append(torch.cat([part(p.grad).flatten().double() for p in plain.parameters()]))
+    return torch.stack(released), 1.3 * 0.7 / engine.plan.sampling.expected_batch_size, torch.stack(held)
 
 
 def noise_on_gradients(rank: int, world: int, steps: int) -> tuple[Tensor, float]:

@@ -15,10 +15,11 @@ from tacit.checking.reference import single_sample_loop
 def reference(case: Case, weights: dict[str, Any], rows: list[int]) -> dict[str, Any]:
     """The clipped sum over these records, by a loop over them."""
     model = model_of(case.model)
-    model.load_state_dict(weights)
+    weights = {name.replace("_checkpoint_wrapped_module.", ""): value for name, value in weights.items()}
+    assert not model.load_state_dict(weights, strict=False).unexpected_keys  # tied ones are named once
     records = data(case.records)
     if not rows:
-        return {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+        return {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
     x, y, _ = records[torch.tensor(rows)]
     loss = lambda m, b: F.cross_entropy(m(b[0]), b[1])  # noqa: E731
     return single_sample_loop(model, loss, (x, y), max_grad_norm=BOUND, clipping=case.clipping).sums
@@ -38,8 +39,11 @@ def check(case: Case, found: list[Any]) -> None:
             assert all(torch.equal(value, before[name]) for name, value in one[0][number][1].items())
             assert all(torch.equal(value, released[name]) for name, value in one[0][number][2].items())
         divisor = expected if case.reduction == "mean" else 1.0
-        for name, total in reference(case, before, rows).items():
-            torch.testing.assert_close(released[name], total / divisor, rtol=1e-9, atol=1e-12)
+        within = {"rtol": 1e-5, "atol": 1e-7} if "llama" in case.model else {"rtol": 1e-9, "atol": 1e-12}
+        expected_sums = reference(case, before, rows)
+        assert released.keys() == expected_sums.keys()
+        for name, total in expected_sums.items():  # Llama computes in float32 inside
+            torch.testing.assert_close(released[name], total / divisor, **within)
     if case.sampling == "poisson":
         assert expected == pytest.approx(case.records / -(-case.records // (case.batch * world)))
 

@@ -4,7 +4,7 @@ import math
 
 import torch
 from processes import results
-from scenarios import BOUND, data, noise, noise_on_gradients
+from scenarios import BOUND, Case, data, noise, noise_on_gradients
 from torch import nn
 
 from tacit.checking.reference import single_sample_loop
@@ -14,7 +14,7 @@ ONCE_IN_A_MILLION = 4.9
 
 
 def test_noise_is_the_same_in_all_processes_and_of_the_right_size():
-    (mine, std), (other, _) = results(2, noise, 100)
+    (mine, std, _), (other, _, _) = results(2, noise, 100)
     assert torch.equal(mine, other)
     count = mine.numel()
     # The variance of n squares of normal numbers is 2 / n of their mean's square.
@@ -47,3 +47,32 @@ def test_over_two_thousand_steps_noise_around_the_clipped_sum_has_its_variance()
 def test_each_run_has_a_key_of_its_own():
     first, second = results(2, noise, 1)[0], results(2, noise, 1)[0]
     assert not torch.equal(first[0], second[0])
+
+
+SURE = 5.5
+"""Deviations that a normal number passes with a probability of 4e-8: of ten such checks one fails once in 2.6e6."""
+
+
+def test_shards_have_noise_of_their_own_and_replicas_the_same():
+    """Four processes, two shards of 25 rows: 13 and 12. What is checked of each is also checked of the whole."""
+    found = results(4, noise, 100, Case(wrap="shard", replicas=2))
+    whole, std, _ = found[0]
+    held = [one[2] for one in found]
+    assert all(torch.equal(one[0], whole) for one in found)
+    assert torch.equal(held[0], held[2])
+    assert torch.equal(held[1], held[3])
+    assert held[0].shape[1] == 13 * 41
+    assert held[1].shape[1] == 12 * 41
+    for numbers in (whole, held[0], held[1]):
+        count = numbers.numel()
+        assert abs(float(numbers.square().mean()) / std**2 - 1) < SURE * math.sqrt(2 / count) + 2**-10
+        assert abs(float(numbers.mean())) < SURE * std / math.sqrt(count)
+        assert abs(float((numbers[1:] * numbers[:-1]).mean()) / std**2) < SURE / math.sqrt(numbers[1:].numel())
+    size = held[1].shape[1]
+    assert abs(float((held[0][:, :size] * held[1]).mean()) / std**2) < SURE / math.sqrt(100 * size)
+
+
+def test_one_process_that_holds_all_makes_all_noise():
+    (whole, std, held), *_ = results(1, noise, 20, Case(wrap="shard"))
+    assert torch.equal(whole, held)
+    assert abs(float(whole.square().mean()) / std**2 - 1) < SURE * math.sqrt(2 / whole.numel()) + 2**-10

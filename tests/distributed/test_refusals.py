@@ -47,7 +47,6 @@ WORDS = {
     "static_graph_without_sync": ("learns the graph in its first backward", "leave no_sync() out"),
     "sampler_of_others": ("parts the data among 3 processes, and 2 train together", "leave num_replicas= out"),
     "sampler_of_a_part": ("is of another data set", "Build both over the whole data set"),
-    "sharded": ("NotImplementedError: parameters that are spread over processes", "Use DistributedDataParallel"),
 }
 FROM_THE_OTHER = ("one_is_refused", "clipped_again_in_one", "scaler_left_out_in_one")
 

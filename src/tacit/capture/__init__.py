@@ -4,6 +4,7 @@ from tacit.capture.averaged import AveragedGuard
 from tacit.capture.guard import LeakGuard, sparse
 from tacit.capture.passes import Clip, ClippedSums, Deposit, EarlyClip, Pass, Term
 from tacit.capture.session import Session
+from tacit.capture.sharded import ShardedGuard
 from tacit.capture.units import check_index, read_field
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "LeakGuard",
     "Pass",
     "Session",
+    "ShardedGuard",
     "Term",
     "check_index",
     "read_field",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Variable
 
-from tacit.capture.guard import LeakGuard, fingerprint, sparse
+from tacit.capture.guard import LeakGuard, changed_in_backward, fingerprint, first_difference, sum_fingerprint
 from tacit.errors import PrivacyError
 
 
@@ -42,7 +42,7 @@ class AveragedGuard(LeakGuard):
 
         def note(gradients: tuple[Tensor, ...]) -> None:
             check(gradients)
-            self._due[name] = _seen(parameter, gradients[0], parameter.grad)
+            self._due[name] = sum_fingerprint(parameter, gradients[0], parameter.grad)
             self._left.pop(name, None)  # what left before this arrived was without it
             if not self._ending:
                 self._ending = True
@@ -57,7 +57,7 @@ class AveragedGuard(LeakGuard):
 
     def leaving(self, name: str, gradient: Tensor) -> None:
         """A gradient is about to be sent."""
-        self._left[name] = _seen(self._watched[name], gradient)
+        self._left[name] = sum_fingerprint(self._watched[name], gradient)
 
     def check_untouched(self, gradients: Mapping[str, Tensor]) -> None:
         """Raise unless gradients are as the last backward left them; see `LeakGuard.check_untouched`.
@@ -93,7 +93,7 @@ class AveragedGuard(LeakGuard):
                 self._pairs.append((name, due, self._left[name]))
                 self._apart.discard(name)
             elif gradient is not None:
-                self._pairs.append((name, self._due[name], _seen(self._watched[name], gradient)))
+                self._pairs.append((name, self._due[name], sum_fingerprint(self._watched[name], gradient)))
                 self._apart.add(name)
             if gradient is not None:
                 self.accept(name, gradient)
@@ -108,19 +108,10 @@ class AveragedGuard(LeakGuard):
                 "a backward() did not come to its end, so that what is in .grad is neither one process's sum nor the "
                 "mean of all. Call optimizer.zero_grad() and run the batch again."
             )
-        if self._pairs:
-            due = torch.stack([one.double().cpu() for _, one, _ in self._pairs])
-            seen = torch.stack([one.double().cpu() for *_, one in self._pairs])
-            alike = torch.isclose(due, seen, rtol=1e-5, atol=0.0, equal_nan=True).tolist()
-            for (name, *_), fine in zip(self._pairs, alike, strict=True):
-                if not fine:
-                    self.broken = True
-                    raise PrivacyError(
-                        f"the gradient of {name!r} was changed during backward(), after the clipping and before it was "
-                        "sent to the other processes (by a hook on its accumulation, or an assignment to .grad in a "
-                        "hook). The noise was calibrated for the clipped sum. Remove the hook, and call "
-                        "optimizer.zero_grad()."
-                    )
+        changed = first_difference(self._pairs)
+        if changed is not None:
+            self.broken = True
+            raise PrivacyError(changed_in_backward(changed))
         apart = sorted(self._apart.intersection(names))
         if apart and self._required:
             raise PrivacyError(
@@ -137,14 +128,6 @@ class AveragedGuard(LeakGuard):
         self._pairs.clear()
         self._apart.clear()
         self._ending = False
-
-
-def _seen(parameter: Tensor, *parts: Tensor | None) -> Tensor:
-    """The fingerprint that the sum of ``parts`` has as a gradient of ``parameter``, whatever strides they have."""
-    there = [part.detach() for part in parts if part is not None]
-    if parameter.is_contiguous():
-        there = [sparse(part.reshape(-1)) for part in there]
-    return fingerprint(sum(there[1:], there[0]))
 
 
 def _at_end(callback: Callable[[], None]) -> None:

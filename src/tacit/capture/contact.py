@@ -77,11 +77,19 @@ class Names:
     Attributes:
         private: names of the parameters that the private optimizer steps.
         others: names of the model's other parameters: constants to the engine, even if they require a gradient.
+        look_again: is called for a tensor that is none of them; where parameters are sharded, it may be a whole one.
     """
 
     def __init__(self, private: dict[str, Tensor], others: dict[str, Tensor]) -> None:
         self.private = {id(p): name for name, p in private.items()}
         self.others = {id(p): name for name, p in others.items()}
+        self.look_again: Callable[[], None] = lambda: None
+
+    def know(self, value: Tensor) -> bool:
+        """Whether a tensor is a parameter of the model."""
+        if id(value) not in self.private and id(value) not in self.others:
+            self.look_again()
+        return id(value) in self.private or id(value) in self.others
 
     def describe(self, value: Tensor) -> str:
         names = [self.private.get(id(leaf), self.others.get(id(leaf), "?")) for leaf in leaves_of(value)]
@@ -128,15 +136,16 @@ class CaptureContact(Contact):
         if value._base is not None and not torch.is_grad_enabled():  # nothing will be recorded
             return self._find_slot(value._base)
         if value.is_leaf:
+            known = self._names.know(value)
             name = self._names.private.get(id(value))
             if name is not None:
                 return LeafSlot(self._frame, name)
-            if id(value) in self._names.others or was_made(value):
+            if known or was_made(value):
                 return None
             raise PrivacyError(
                 f"{self.where()} uses a trainable tensor of shape {tuple(value.shape)} that was not a parameter of the "
                 "model when it was made private: its gradient would be released unclipped. Register it as a "
-                "parameter before make_private(), or detach() it."
+                "parameter before make_private(), or detach() it; fully_shard() comes before make_private(), too."
             )
         source = transposed_source(value)
         if source is not None:

@@ -30,6 +30,11 @@ def note_derived(value: Tensor) -> None:
         setattr(value, _DERIVED, True)
 
 
+def was_derived(value: Tensor) -> bool:
+    """Whether a tensor was seen to be computed from parameters and constants."""
+    return getattr(value, _DERIVED, False)
+
+
 def note_made(value: Tensor) -> Tensor:
     """Remember that a tensor was made within a forward: if it wants a gradient, nobody will step it."""
     setattr(value, _MADE, True)
@@ -42,7 +47,7 @@ def was_made(value: Tensor) -> bool:
 
 def is_derived(value: Tensor) -> bool:
     """Tell whether a tensor that requires a gradient depends on parameters and constants alone."""
-    return value.is_leaf or getattr(value, _DERIVED, False) or not trace(value)[1]
+    return value.is_leaf or was_derived(value) or not trace(value)[1]
 
 
 def unseen_error(where: str = "a module") -> UnseenError:
@@ -61,7 +66,7 @@ def leaves_of(value: Tensor) -> list[Tensor]:
         UnseenError: it was computed from the batch, too.
     """
     leaves, of_the_batch = trace(value)
-    if of_the_batch and not getattr(value, _DERIVED, False):
+    if of_the_batch and not was_derived(value):
         raise unseen_error()
     return leaves
 
@@ -192,6 +197,12 @@ class DerivedSlot(Slot):
             return
         dense = use.dense().to(self._value.dtype)
         leaves = [leaf for leaf, _ in self._leaves]
+        if any(leaf.numel() and not leaf.untyped_storage().size() for leaf in leaves):
+            raise PrivacyError(
+                f"a tensor {tuple(self._value.shape)} computed from parameters of one module of a sharded model is "
+                "used in another, in whose backward these parameters are freed. Shard the module that it comes from "
+                "with fully_shard(module, reshard_after_forward=False), or shard both as one."
+            )
         per_leaf = (pull_back_traced if self.deferred else pull_back)(self._value, leaves, dense)
         for (_, slot), gradient in zip(self._leaves, per_leaf, strict=True):
             if gradient is not None:

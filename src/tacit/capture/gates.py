@@ -15,24 +15,32 @@ from torch import Tensor
 
 from tacit.capture.guard import LeakGuard
 from tacit.capture.passes import Pass
+from tacit.distributed import Spread
 
 
 class Gate(torch.autograd.Function):
-    """From a parameter to a token; backward returns the parameter's clipped sum."""
+    """From a parameter to a token; backward returns the parameter's clipped sum.
+
+    Of a sharded parameter it is this process's shard of the sum over all processes. Gates run in the reverse order in
+    which they were made, so that all processes add up the same parameter.
+    """
 
     @staticmethod
     def forward(ctx: Any, parameter: Tensor, run: Pass, name: str, guard: LeakGuard) -> Tensor:
         # Only what backward needs to make a gradient of the right kind: not the parameter itself.
-        ctx.settings = run, name, guard, parameter.shape, parameter.dtype, parameter.device
-        return parameter.new_zeros((), dtype=torch.float32)
+        ctx.settings = run, name, guard, parameter.shape, parameter.dtype, parameter.device, Spread.of(parameter)
+        return torch.zeros((), device=parameter.device)
 
     @staticmethod
     def backward(ctx: Any, _token: Tensor) -> tuple[Tensor, None, None, None]:
-        run, name, guard, shape, dtype, device = ctx.settings
+        run, name, guard, shape, dtype, device, spread = ctx.settings
         total = run.clipped.sum(name)
         if total is None:
             total = torch.zeros(shape, dtype=dtype, device=device)
-        gradient = total.to(dtype).reshape(shape)
+        total = total.reshape(shape)
+        if spread is not None:
+            total = spread.sum(total)
+        gradient = total.to(dtype)
         guard.expect(name, gradient, total)
         return gradient, None, None, None
 

@@ -8,7 +8,7 @@ goes around it, and fills no ``.grad``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from tacit.capture.graphs import nodes_behind
 from tacit.capture.unrounded import UnroundedSums
+from tacit.distributed import local
 from tacit.errors import LeakError, PrivacyError
 
 _LARGE = 2**13
@@ -60,11 +61,10 @@ class LeakGuard:
                     self.broken = True
                     raise
             expected = self._expected.pop(name, None)
-            if expected is None and not bool(gradients[0].any()):
+            if expected is None and not bool(local(gradients[0]).any()):
                 return  # reentrant checkpointing makes zeros for outputs that got no gradient
             if expected is None or _identity(gradients[0]) != expected:
-                self.broken = True
-                raise LeakError(self._message(name, alone=expected is None))
+                raise self.leak(name, alone=expected is None)
             self._unrounded.arrived(name, self._pending(name, parameter))
 
         return check
@@ -75,6 +75,11 @@ class LeakGuard:
                 self.accept(name, parameter.grad)
 
         return note
+
+    def leak(self, name: str, *, alone: bool = True) -> LeakError:
+        """The error of a gradient that reached a parameter beside its gate; nothing may be released of it."""
+        self.broken = True
+        return LeakError(self._message(name, alone=alone))
 
     def _message(self, name: str, *, alone: bool) -> str:
         if alone and self.unwatched_forward:
@@ -116,7 +121,7 @@ class LeakGuard:
             suspects += [n for n, fine in zip(same, alike.tolist(), strict=True) if not fine]
         self.zeroed += len(suspects)  # or else there is an error
         for name in suspects:
-            if bool(gradients[name].any()):
+            if bool(local(gradients[name]).any()):
                 raise PrivacyError(
                     f"the gradient of {name!r} was changed after its backward() (clip_grad_norm_, a GradScaler, or an "
                     "assignment to .grad). The noise was calibrated for the clipped sum, not for what is there now. "
@@ -174,7 +179,7 @@ class LeakGuard:
             return gradient
         record = self._accumulated.get(name)
         untouched = record is not None and record[0] == _identity(gradient)
-        return gradient if untouched or bool(gradient.any()) else None
+        return gradient if untouched or bool(local(gradient).any()) else None
 
     def accept(self, name: str, gradient: Tensor) -> None:
         """Take a released gradient for what it is: adding to it, or releasing it again, reveals nothing new."""
@@ -212,14 +217,15 @@ def refuse_accumulation_hooks(name: str, parameter: Tensor) -> None:
 def fingerprint(gradient: Tensor, *, times: float = 1.0) -> Tensor:
     """A number that tells whether a gradient was changed in ways that leave no trace (``.data``, foreach calls).
 
-    Of a large gradient a part is looked at: what scales or clips changes all of it.
+    Of a large gradient a part is looked at: what scales or clips changes all of it. Of a sharded one it is this
+    process's shard.
 
     Args:
         gradient: the gradient.
         times: a number that it is multiplied by before it is looked at.
     """
     working = torch.promote_types(gradient.dtype, torch.float32)
-    seen = gradient.detach()
+    seen = local(gradient).detach()
     if seen.is_contiguous():
         seen = sparse(seen.view(-1))
     if times != 1.0:
@@ -228,10 +234,37 @@ def fingerprint(gradient: Tensor, *, times: float = 1.0) -> Tensor:
     return norm
 
 
+def sum_fingerprint(parameter: Tensor, *parts: Tensor | None) -> Tensor:
+    """The fingerprint that the sum of ``parts`` has as a gradient of ``parameter``, whatever strides they have."""
+    there = [local(part).detach() for part in parts if part is not None]
+    if local(parameter).is_contiguous():
+        there = [sparse(part.reshape(-1)) for part in there]
+    return fingerprint(sum(there[1:], there[0]))
+
+
+def first_difference(pairs: Sequence[tuple[str, Tensor, Tensor]]) -> str | None:
+    """The first name whose fingerprint is not the one that is due; None if all are."""
+    if not pairs:
+        return None
+    due = torch.stack([one.double().cpu() for _, one, _ in pairs])
+    seen = torch.stack([one.double().cpu() for *_, one in pairs])
+    alike = torch.isclose(due, seen, rtol=1e-5, atol=0.0, equal_nan=True).tolist()
+    return next((name for (name, *_), fine in zip(pairs, alike, strict=True) if not fine), None)
+
+
+def changed_in_backward(name: str) -> str:
+    return (
+        f"the gradient of {name!r} was changed during backward(), after the clipping and before it was sent to the "
+        "other processes or lay in .grad (by a hook on its accumulation, or an assignment to .grad in a hook). The "
+        "noise was calibrated for the clipped sum. Remove the hook, and call optimizer.zero_grad()."
+    )
+
+
 def sparse(flat: Tensor) -> Tensor:
     """A part of a large vector: 2¹³ to 2¹⁴ numbers, evenly spread. What scales or clips changes all of it."""
     return flat[:: flat.numel() // _LARGE] if flat.numel() >= 2 * _LARGE else flat
 
 
 def _identity(value: Tensor) -> tuple[int, int]:
-    return value.data_ptr(), value._version
+    here = local(value)
+    return here.data_ptr(), here._version

@@ -136,7 +136,10 @@ def empty_outputs(outputs: Any) -> Any:
 
     def cut(value: Tensor) -> Tensor:
         mark = mark_of(value)
-        return value if mark is None or mark.layout is None else value.narrow(mark.layout.dim, 0, 0)
+        if mark is None or mark.layout is None:
+            return value
+        none = torch.empty(0, dtype=torch.int64, device=value.device)
+        return value.index_select(mark.layout.dim, none)  # no view: fully_shard warns of those
 
     return map_tensors(cut, outputs)
 

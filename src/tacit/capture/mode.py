@@ -55,6 +55,7 @@ class Capture(TorchFunctionMode):
         apart: what to do while a module runs on single samples. "on": look at calls, for what comes from outside the
             module; "strict": it runs for its values only, so that all that has a gradient comes from outside; "off":
             the engine itself prepares such a run; "": no module does.
+        seen: takes the tensors of the batch that calls put out; None if nobody asks for them.
 
     Args:
         names: which parameters are private.
@@ -74,6 +75,7 @@ class Capture(TorchFunctionMode):
         self.frame: Frame | None = None
         self.names = names
         self.apart = ""
+        self.seen: list[Tensor] | None = None
         self.failed = failed
         self._state_at = state_at
         self._describe_module = describe_module
@@ -208,6 +210,8 @@ class Capture(TorchFunctionMode):
                 set_mark(value, mark)
             else:
                 clear_mark(value)
+        if self.seen is not None:
+            self.seen += outputs
 
     def _refuse_state(self, func: Any, target: Tensor) -> None:
         name = self._state_at(target)

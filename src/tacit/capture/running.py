@@ -25,9 +25,13 @@ class Runner:
         names: which parameters are private.
         state_at: names the parameter or buffer that a tensor is part of.
         apart: run every forward on one copy of the parameters for each sample.
+        never_apart: no module may do so: its parameters come and go (sharded models).
     """
 
-    def __init__(self, names: Names, state_at: Callable[[Tensor], str | None], *, apart: bool) -> None:
+    def __init__(
+        self, names: Names, state_at: Callable[[Tensor], str | None], *, apart: bool, never_apart: bool = False
+    ) -> None:
+        self._never_apart = never_apart
         self.capture = Capture(names, state_at, self.here, self._note)
         self._fallback = Fallback(self.capture, everything=apart)
         self._path: list[tuple[Entrance, bool]] = []  # and whether gradients were on when it was entered
@@ -102,6 +106,11 @@ class Runner:
 
     def _may_run_again(self, error: NoRuleError | LayoutError) -> bool:
         failure = self._failure
+        if self._never_apart and failure is not None:
+            error.add_note(
+                "Running the module on single samples, as is done elsewhere, is not supported with fully_shard."
+            )
+            return False
         return failure is not None and failure.error is error and self._fallback.adopt(failure)
 
     def _note(self, error: NoRuleError | LayoutError, trainable: Sequence[Tensor]) -> None:

@@ -21,7 +21,9 @@ from tacit.capture.marks import Mark, clear_mark, keep_mark, map_tensors, mark_o
 from tacit.capture.passes import Clip, ClippedSums, Pass, current_task
 from tacit.capture.recomputation import Recomputation
 from tacit.capture.running import Runner
+from tacit.capture.sharded import Sharded, ShardedGuard
 from tacit.capture.units import units_of
+from tacit.distributed import is_spread, local
 from tacit.errors import MemoryBudgetError, MixingError, PrivacyError, SecondBackwardError
 from tacit.uses import SHARE, Layout, Room, Units, Use, free_memory
 
@@ -43,7 +45,8 @@ class Session:
             memory that is free decides between forms of what is held, and there is one pass.
         measured: choose forms of matrix products by timing them, not by prediction.
         apart: run every forward on one copy of the parameters for each sample.
-        guard: watches the gradients; by default those of one process.
+        guard: watches the gradients; by default those of one process. With a `ShardedGuard` the parameters are shards:
+            ``fully_shard`` was applied to the model.
         entered: called when a private forward begins.
 
     Attributes:
@@ -78,7 +81,10 @@ class Session:
         self._limit = free_memory(device) / SHARE if memory_budget is None else float(memory_budget)
         self._batch_dim = 0 if batch_first else 1
         others = {name: p for name, p in module.named_parameters() if name not in self.parameters}
-        self._runner = Runner(Names(dict(self.parameters), dict(others)), self._state_at, apart=apart)
+        names = Names(dict(self.parameters), dict(others))
+        sharded = guard if isinstance(guard, ShardedGuard) else None
+        self._runner = Runner(names, self._state_at, apart=apart, never_apart=sharded is not None)
+        self._sharded = None if sharded is None else Sharded(module, names, sharded, self._runner.capture)
         self._recomputation = Recomputation(self._runner)
         self._at_hand = at_hand
         self._addresses: dict[int, str] | None = None
@@ -107,6 +113,11 @@ class Session:
         return None if self._current is None else self._current[:2]
 
     @property
+    def sharded(self) -> bool:
+        """Whether parameters are spread over processes: all of them must then run as many passes."""
+        return self._sharded is not None
+
+    @property
     def passing(self) -> bool:
         return self._entrances.aside
 
@@ -117,6 +128,8 @@ class Session:
     def detach(self) -> None:
         self.enabled = False
         self._entrances.remove()
+        if self._sharded is not None:
+            self._sharded.remove()
         self.guard.remove()
         self._recomputation.forget()
         self._regions.forget()
@@ -134,7 +147,12 @@ class Session:
         if self._runner.capture.apart:
             return entrance.inner(*args, **kwargs)
         if frame is not None:
-            return self._recomputation.watch(frame, entrance, args, kwargs)
+            if self._sharded is None:
+                return self._recomputation.watch(frame, entrance, args, kwargs)
+            args, kwargs = self._sharded.received(entrance, args, kwargs)
+            out = self._recomputation.watch(frame, entrance, args, kwargs)
+            self._sharded.check_outputs(entrance, out)
+            return out
         if torch.compiler.is_compiling():
             raise NotImplementedError("a private model cannot be exported or traced: detach() it first.")
         if not (self.enabled and torch.is_grad_enabled()):
@@ -142,6 +160,8 @@ class Session:
             return entrance.inner(*args, **kwargs)
         if not entrance.module.training:
             self.guard.unwatched_forward = entrance.path
+            if self._sharded is not None:
+                self._sharded.look()
             return entrance.inner(*args, **kwargs)
         if current_task() != -1:
             return self._recomputation.run(entrance, args, kwargs, self._device)
@@ -149,6 +169,11 @@ class Session:
 
     def enter_compiled(self, entrance: Entrance, callback: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a module that torch.compile calls."""
+        if self._sharded is not None:
+            raise NotImplementedError(
+                f"{entrance.path} runs under torch.compile, and its parameters are sharded (fully_shard): the two are "
+                "not supported together. Leave torch.compile out, or use DistributedDataParallel."
+            )
         if self._runner.capture.frame is not None and not self._runner.capture.apart:
             self._regions.uncompiled(callback, entrance)
             return self.enter(entrance, args, kwargs)
@@ -180,12 +205,7 @@ class Session:
         run.plain_only |= any(t.requires_grad for t in tensors)
         fresh = [t for t in tensors if mark_of(t) is None]
         try:
-            batch = self._batch_inputs(entrance, tensors, run.samples)
-            run.inputs += batch[:1]
-            if run.padding > 1:
-                check_blank(batch, self._batch_dim, run.padding)
-            for value in batch:
-                set_mark(value, Mark(Layout(run.samples, self._batch_dim if value.dim() > self._batch_dim else 0)))
+            self._mark_batch(entrance, tensors, run)
             self._recomputation.remember(entrance, run, args, kwargs)
             frame = Frame(run, carrier)
             as_it_is = functools.partial(self._runner.until_it_fits, frame, entrance, args, kwargs, self._device)
@@ -211,8 +231,7 @@ class Session:
             for value in fresh:
                 clear_mark(value)
         run.forwards += 1
-        self._addresses = None
-        self._refuse_marked_state()
+        self._look_after_forward()
         return empty_outputs(out) if samples == 0 else out
 
     def _behind_boundary(self, run: Pass, carrier: Tensor, out: Any) -> Any:
@@ -245,6 +264,15 @@ class Session:
         at_hand = None if self.synthetic else self._at_hand()
         return units_of(index, samples, None if at_hand is None else at_hand[1])
 
+    def _mark_batch(self, entrance: Entrance, tensors: list[Tensor], run: Pass) -> None:
+        batch = self._batch_inputs(entrance, tensors, run.samples)
+        own = tensors if self._sharded is None else self._sharded.originals(tensors)
+        run.inputs += [known for value, known in zip(tensors, own, strict=True) if batch and value is batch[0]][:1]
+        if run.padding > 1:
+            check_blank(batch, self._batch_dim, run.padding)
+        for value in batch:
+            set_mark(value, Mark(Layout(run.samples, self._batch_dim if value.dim() > self._batch_dim else 0)))
+
     def _batch_inputs(self, entrance: Entrance, tensors: list[Tensor], samples: int) -> list[Tensor]:
         """The inputs that carry the batch.
 
@@ -260,6 +288,12 @@ class Session:
             elif size is not None and place not in constants and mark_of(value) is None:
                 found.append(value)
         return found
+
+    def _look_after_forward(self) -> None:
+        self._addresses = None
+        if self._sharded is not None:
+            self._sharded.look()  # the loss might use a parameter that no call in the forward did
+        self._refuse_marked_state()
 
     def _refuse_marked_state(self) -> None:
         for entrance in self._entrances:
@@ -327,9 +361,10 @@ class Session:
             return None
         if self._addresses is None:
             self._addresses = {
-                value.untyped_storage().data_ptr(): f"{entrance.path}.{name}"
+                local(value).untyped_storage().data_ptr(): f"{entrance.path}.{name}"
                 for entrance in self._entrances
                 for name, value in _state_of(entrance.module)
+                if self._sharded is None or is_spread(value) or name in entrance.module._buffers  # others are freed
             }
         return self._addresses.get(tensor.untyped_storage().data_ptr())
 

@@ -18,6 +18,7 @@ from tacit.checking.diagnosis import TOLERANCE, Finding, coupled_loss, mixing_la
 from tacit.checking.private import private_gradients
 from tacit.checking.randomness import NoRandomness
 from tacit.checking.reference import LossFunction, double, single_sample_loop, without_dropout
+from tacit.distributed import is_spread
 from tacit.errors import ConfigurationError, PrivacyError
 
 SAMPLES = 4
@@ -91,6 +92,11 @@ def check_model(
         batch_first: as for ``make_private``.
         criterion: the loss, where ``loss_fn`` takes one.
     """
+    if any(is_spread(p) for p in model.parameters()):
+        raise ConfigurationError(
+            "check: the parameters are spread over processes (fully_shard), and a model is looked at on a copy. "
+            "Look at it in one process, before fully_shard()."
+        )
     tensors = tensors_in(batch)
     if not tensors:
         raise ConfigurationError(f"check: the batch, a {type(batch).__name__}, holds no tensor.")

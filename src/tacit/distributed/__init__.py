@@ -2,6 +2,35 @@
 
 from tacit.distributed.averaging import Averaging
 from tacit.distributed.group import Group
-from tacit.distributed.world import is_set_up, is_sharded, rank, unwrapped, world_size
+from tacit.distributed.sharding import (
+    Sharding,
+    Spread,
+    check_sharding,
+    is_spread,
+    like,
+    local,
+    reshard,
+    sharded_modules,
+)
+from tacit.distributed.states import as_whole, spread_like, spread_optimizer
+from tacit.distributed.world import is_set_up, rank, unwrapped, world_size
 
-__all__ = ["Averaging", "Group", "is_set_up", "is_sharded", "rank", "unwrapped", "world_size"]
+__all__ = [
+    "Averaging",
+    "Group",
+    "Sharding",
+    "Spread",
+    "as_whole",
+    "check_sharding",
+    "is_set_up",
+    "is_spread",
+    "like",
+    "local",
+    "rank",
+    "reshard",
+    "sharded_modules",
+    "spread_like",
+    "spread_optimizer",
+    "unwrapped",
+    "world_size",
+]

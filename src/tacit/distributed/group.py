@@ -15,6 +15,9 @@ from tacit.errors import DistributedError, TacitError
 
 T = TypeVar("T")
 
+Facts = dict[str, str]
+"""What is compared, by name."""
+
 _MOST_SHOWN = 8
 
 
@@ -32,6 +35,8 @@ class Group:
         rank: the number of this process.
         count: how many there are.
         is_set_up: there is a process group, if only of one process.
+        shard: which shard of sharded parameters this process holds; others that hold the same have the same number.
+            None where each process holds all.
     """
 
     def __init__(self, device: torch.device | None = None, *, alone: bool = False) -> None:
@@ -40,13 +45,20 @@ class Group:
         self.count = 1 if alone else world_size()
         on_cpu = device is None or not self.is_set_up or "cpu:" in dist.get_backend_config()
         self._device = torch.device("cpu") if device is None or on_cpu else device
+        self.shard: int | None = None
 
-    def together(self, prepare: Callable[[], T], facts: Callable[[T], Mapping[str, object]]) -> T:
+    def together(
+        self,
+        prepare: Callable[[], T],
+        facts: Callable[[T], Mapping[str, object]],
+        own: Callable[[], Mapping[str, object]] = dict,
+    ) -> T:
         """Prepare something in each process, and go on only if all could, and found the same facts.
 
         Args:
             prepare: run here; what it raises stops all processes.
             facts: of what was prepared, by name: compared by their ``repr``.
+            own: facts that need be the same only in processes that hold the same shard.
 
         Returns:
             What ``prepare`` returned.
@@ -58,11 +70,11 @@ class Group:
             return prepare()
         try:
             prepared = prepare()
-            found = {name: repr(value) for name, value in facts(prepared).items()}
+            found, of_shard = _written(facts(prepared)), _written(own())
         except Exception as error:
-            self._compare({}, f"{type(error).__name__}: {error}", where=error)
+            self._compare({}, {}, f"{type(error).__name__}: {error}", where=error)
             raise
-        self._compare(found, None)
+        self._compare(found, of_shard, None)
         return prepared
 
     def from_first(self, make: Callable[[], T]) -> T:
@@ -103,10 +115,12 @@ class Group:
         with explained():
             dist.broadcast_object_list(sent, src=0)
 
-    def _compare(self, facts: Mapping[str, str], failure: str | None, where: Exception | None = None) -> None:
+    def _compare(self, facts: Facts, of_shard: Facts, failure: str | None, where: Exception | None = None) -> None:
         """Compare digests; only if they differ, everything is sent."""
-        digest = hashlib.sha256(repr(sorted(facts.items())).encode()).digest()
-        numbers = [int(failure is not None), int.from_bytes(digest[:8], "little", signed=True)]
+        if self.shard is None:
+            facts, of_shard = {**facts, **of_shard}, {}
+        numbers = [int(failure is not None), _digest(facts)]
+        numbers += [] if self.shard is None else [self.shard, _digest(of_shard)]
         mine = torch.tensor(numbers, dtype=torch.int64, device=self._device)
         every = [torch.empty_like(mine) for _ in range(self.count)]
         try:
@@ -117,30 +131,50 @@ class Group:
                 return
             raise
         seen = torch.stack(every).tolist()
-        if all(one == [0, seen[0][1]] for one in seen):
+        shards = {tuple(one[2:3]) for one in seen}
+        if all(one[:2] == [0, seen[0][1]] for one in seen) and len({tuple(one[2:]) for one in seen}) == len(shards):
             return
-        everything = self.gathered((failure, dict(facts)))
+        everything = self.gathered((failure, facts, self.shard, of_shard))
         if failure is None:
-            raise DistributedError(_difference([one for one, _ in everything], [found for _, found in everything]))
+            raise DistributedError(_difference(everything))
 
 
-def _difference(failures: list[str | None], facts: list[dict[str, str]]) -> str:
+def _written(facts: Mapping[str, object]) -> Facts:
+    return {name: repr(value) for name, value in facts.items()}
+
+
+def _digest(facts: Facts) -> int:
+    digest = hashlib.sha256(repr(sorted(facts.items())).encode()).digest()
+    return int.from_bytes(digest[:8], "little", signed=True)
+
+
+def _difference(everything: list[tuple[str | None, Facts, int | None, Facts]]) -> str:
     """Say which process failed, or how facts differ."""
+    failures = [one[0] for one in everything]
     failed = [f"process {number} stopped ({words})" for number, words in enumerate(failures) if words is not None]
     if failed:
         return f"{'; '.join(failed)}. The others stop with it: what one leaves out, no other can make up for."
-    differing = []
-    for name in dict.fromkeys(name for one in facts for name in one):
-        values: dict[str, list[int]] = {}
-        for number, one in enumerate(facts):
-            values.setdefault(one.get(name, "nothing"), []).append(number)
-        if len(values) > 1:
-            shown = ", ".join(f"{value} in {_numbers(places)}" for value, places in values.items())
-            differing.append(f"{name}: {shown}")
+    differing = _differing({number: facts for number, (_, facts, _, _) in enumerate(everything)})
+    for shard in dict.fromkeys(shard for _, _, shard, _ in everything):
+        holders = {number: own for number, (_, _, of, own) in enumerate(everything) if of == shard}
+        differing += _differing(holders)
     return (
         f"the processes do not train the same way ({'; '.join(differing)}). Each adds its part of one batch, and all "
         "add the same noise, so epsilon would not hold. Give every process the same program, data and settings."
     )
+
+
+def _differing(facts: Mapping[int, Facts]) -> list[str]:
+    """The facts that are not the same in all of these processes, in words."""
+    found = []
+    for name in dict.fromkeys(name for one in facts.values() for name in one):
+        values: dict[str, list[int]] = {}
+        for number, one in facts.items():
+            values.setdefault(one.get(name, "nothing"), []).append(number)
+        if len(values) > 1:
+            shown = ", ".join(f"{value} in {_numbers(places)}" for value, places in values.items())
+            found.append(f"{name}: {shown}")
+    return found
 
 
 def _numbers(places: list[int]) -> str:

@@ -25,14 +25,3 @@ def rank() -> int:
 def unwrapped(module: nn.Module) -> nn.Module:
     """Return the model inside DistributedDataParallel, or the module as it is."""
     return module.module if isinstance(module, DistributedDataParallel) else module
-
-
-def is_sharded(module: nn.Module) -> bool:
-    """Whether its parameters, or some of them, are spread over processes (FSDP, tensor parallelism)."""
-    if not is_set_up():
-        return False
-    from torch.distributed.fsdp import FullyShardedDataParallel  # takes half a second to import
-    from torch.distributed.tensor import DTensor
-
-    wrapped = any(isinstance(m, FullyShardedDataParallel) for m in module.modules())
-    return wrapped or any(isinstance(p, DTensor) for p in module.parameters())

@@ -22,19 +22,23 @@ class NoiseSource:
             CPU comes from a cipher keyed by the operating system (`secure`), as on GPUs where Triton is installed
             (`device`), and noise on other devices from torch's generator there, seeded by the operating system:
             ``torch.manual_seed`` has no influence.
-        key: a key of 32 bytes that all processes of a run know, so that each makes the same noise without asking the
-            others. With ``generator`` too, the key came from it, and the noise is reproducible.
+        key: a key of 32 bytes that all processes know that hold the same parameters, so that each makes the same noise
+            without asking the others. With ``generator`` too, the key came from it, and the noise is reproducible.
+        holders: which processes these are, in words.
 
     Attributes:
         reproducible: a generator was given.
         secure: all noise so far came from a cryptographic generator.
     """
 
-    def __init__(self, generator: torch.Generator | None = None, *, key: bytes | None = None) -> None:
+    def __init__(
+        self, generator: torch.Generator | None = None, *, key: bytes | None = None, holders: str = "all processes"
+    ) -> None:
         self.reproducible = generator is not None
         self.secure = generator is None
         self._given = generator if key is None else None
         self._key = key
+        self._holders = holders
         self._secure = SecureNormal(None if key is None else derived(key, "noise on the CPU", 16))
         self._ciphers: dict[torch.device, DeviceNormal] = {}
         self._own: dict[torch.device, torch.Generator] = {}
@@ -43,7 +47,7 @@ class NoiseSource:
     def description(self) -> str:
         if self.reproducible:
             return "a given generator (reproducible: for tests, not for release)"
-        shared = "" if self._key is None else ", the same in all processes"
+        shared = "" if self._key is None else f", the same in {self._holders}"
         if self.secure:
             cipher = "ChaCha20" if self._ciphers else "AES-128 in counter mode"
             return f"{cipher}, keyed from the operating system's entropy{shared}"

@@ -6,9 +6,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import LBFGS, Optimizer
 
-from tacit.distributed import is_sharded, unwrapped
+from tacit.distributed import check_sharding, is_spread, reshard, unwrapped
 from tacit.errors import ConfigurationError, MixingError
-from tacit.validation.compiled import plain_module
+from tacit.validation.compiled import is_compiled_wrapper, plain_module
 
 
 def check_attachable(module: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:
@@ -19,7 +19,8 @@ def check_attachable(module: nn.Module, optimizer: Optimizer) -> dict[str, nn.Pa
     Raises:
         ConfigurationError: they are of the wrong kind, do not belong together, or are private already.
         MixingError: batch normalization in train mode.
-        NotImplementedError: parameters spread over processes; torch.compile.
+        NotImplementedError: parameters spread over processes, but not by ``fully_shard`` over all of them;
+            ``fully_shard`` with torch.compile.
     """
     if not isinstance(module, nn.Module):
         raise ConfigurationError(f"module is a {type(module).__name__}, not an nn.Module.")
@@ -29,8 +30,15 @@ def check_attachable(module: nn.Module, optimizer: Optimizer) -> dict[str, nn.Pa
         raise ConfigurationError(
             "LBFGS evaluates the loss many times a step, and each would be a release. Use another optimizer."
         )
+    reshard(module)  # after a forward some modules own other parameters than the optimizer steps
+    compiled = any(is_compiled_wrapper(part) for part in module.modules())
     module = plain_module(module)
     _check_wrappers(module)
+    if compiled and any(is_spread(p) for p in module.parameters()):
+        raise NotImplementedError(
+            "torch.compile and fully_shard are not supported together. Pass the model without torch.compile, or use "
+            "DistributedDataParallel."
+        )
     private = [name or "the model" for name, m in module.named_modules() if _is_private(m)]
     if private:
         raise ConfigurationError(
@@ -38,7 +46,9 @@ def check_attachable(module: nn.Module, optimizer: Optimizer) -> dict[str, nn.Pa
             "other's gradients. Call detach() on the first engine, or go on with what it returned."
         )
     _check_batch_norm(module)
-    return _private_parameters(module, optimizer)
+    chosen = _private_parameters(module, optimizer)
+    check_sharding(module, chosen)
+    return chosen
 
 
 def _is_private(module: nn.Module) -> bool:
@@ -55,11 +65,6 @@ def _check_wrappers(module: nn.Module) -> None:
         raise ConfigurationError(
             "the module is torch.compile(DistributedDataParallel(model)). Pass the DistributedDataParallel object to "
             "make_private(), and compile that, or the model inside."
-        )
-    if is_sharded(module):
-        raise NotImplementedError(
-            "parameters that are spread over processes (FSDP, tensor parallelism) are not supported yet. Use "
-            "DistributedDataParallel, or train in one process."
         )
 
 

@@ -1,0 +1,238 @@
+"""Sharded models (FSDP2): the session's parameters are shards, and forwards run with whole ones that come and go.
+
+``fully_shard`` gathers a module's parameters in a hook before its forward, and puts the whole tensors in the place of
+the shards until they are freed. Gates stand at the shards, so a clipped sum arrives where the optimizer looks. The
+whole ones must never get a gradient: FSDP would add it up over the processes and put it into the shards' ``.grad``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+
+from tacit.capture.contact import Names
+from tacit.capture.entrance import Entrance
+from tacit.capture.guard import LeakGuard, changed_in_backward, fingerprint, first_difference, sum_fingerprint
+from tacit.capture.marks import map_tensors, mark_of, set_mark, tensors_in
+from tacit.capture.mode import Capture
+from tacit.distributed import is_spread, sharded_modules
+from tacit.errors import PrivacyError
+
+
+class ShardedGuard(LeakGuard):
+    """Watches shards, and the whole parameters that forwards run with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._whole: dict[str, Tensor] = {}
+        self._due: dict[str, Tensor] = {}
+        self._pairs: list[tuple[str, Tensor, Tensor]] = []
+
+    def _before(self, name: str, parameter: Tensor) -> Callable[[tuple[Tensor, ...]], None]:
+        check = super()._before(name, parameter)
+
+        def note(gradients: tuple[Tensor, ...]) -> None:
+            check(gradients)
+            self._due[name] = sum_fingerprint(parameter, gradients[0], parameter.grad)
+
+        return note
+
+    def _after(self, name: str, parameter: Tensor) -> Callable[..., None]:
+        accept = super()._after(name, parameter)
+
+        def compare(*_: Any) -> None:
+            due = self._due.pop(name, None)
+            if due is not None and parameter.grad is not None:
+                self._pairs.append((name, due, fingerprint(parameter.grad)))
+            accept()
+
+        return compare
+
+    def watch_whole(self, name: str, parameter: Tensor) -> None:
+        """Watch a whole parameter: no gradient may reach it.
+
+        Raises:
+            LeakError: one has done so before.
+        """
+        self._whole[name] = parameter
+        self.check_whole([name])
+        node: Any = get_gradient_edge(parameter).node
+        self._nodes[f"{name} (gathered)"] = node  # autograd forgets hooks with the node
+
+        def refuse(gradients: tuple[Tensor, ...]) -> None:
+            if bool(gradients[0].any()):
+                raise self.leak(name)
+
+        self._handles.append(node.register_prehook(refuse))
+
+    def check_whole(self, names: Iterable[str]) -> None:
+        """Raise unless all gradients came through gates, which add them up over all processes, and stayed so."""
+        changed = first_difference(self._pairs)
+        if changed is not None:
+            self.broken = True
+            raise PrivacyError(changed_in_backward(changed))
+        self._pairs.clear()
+        for name in names:
+            whole = self._whole.get(name)
+            if whole is not None and whole.grad is not None:
+                raise self.leak(name)
+
+    def reset(self) -> None:
+        super().reset()
+        self._due.clear()
+        self._pairs.clear()
+
+
+class Sharded:
+    """What a session knows of the hooks of ``fully_shard``.
+
+    Args:
+        module: the model, whose modules own their shards.
+        names: which parameters are private; learns of the whole ones.
+        guard: the leak guard.
+        capture: the capture.
+    """
+
+    def __init__(self, module: nn.Module, names: Names, guard: ShardedGuard, capture: Capture) -> None:
+        self._names = names
+        self._guard = guard
+        self._capture = capture
+        self._places = [(part, own, p) for part in module.modules() for own, p in part.named_parameters(recurse=False)]
+        self._pending = list(self._places)
+        self._found: dict[int, Tensor] = {}
+        self._watched: set[int] = set()
+        self._sent: list[Tensor] = []
+        inner = sharded_modules(module)
+        self._inner = {id(part) for part in inner}
+        self._handles = [part.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True) for part in inner]
+        names.look_again = self.look_everywhere
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def look(self) -> None:
+        """Find the whole parameters that modules own now, in the place of their shards.
+
+        FSDP makes each once, and frees and fills its memory from then on.
+        """
+        self._pending = [place for place in self._pending if not self._take(*place)]
+
+    def look_everywhere(self) -> None:
+        """The same, also where one was found before."""
+        self._pending = list(self._places)
+        self.look()
+
+    def _take(self, part: nn.Module, own: str, shard: nn.Parameter) -> bool:
+        """Whether all is known of a whole parameter that a module owns."""
+        whole = part._parameters.get(own)
+        if whole is None or whole is shard or is_spread(whole):
+            return False
+        name = self._names.private.get(id(shard))
+        if id(whole) not in self._found:
+            self._found[id(whole)] = whole  # kept, so that no other tensor gets its identity
+            known = self._names.others if name is None else self._names.private
+            known[id(whole)] = self._names.others.get(id(shard), own) if name is None else name
+        if name is None or id(whole) in self._watched:
+            return True
+        if not whole.requires_grad:  # it may be trained later
+            return False
+        self._watched.add(id(whole))
+        self._guard.watch_whole(name, whole)
+        return True
+
+    # FSDP's hook before a forward hands inputs through an autograd.Function, whose outputs are other objects.
+
+    def _before(
+        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Comes before FSDP's hook, which makes no other objects where gradients are off.
+
+        What is derived from parameters goes past that hook: pulled back through it, it would free the module's own.
+        """
+        inside = self._capture.frame is not None and torch.is_grad_enabled()
+        self._sent = list(tensors_in((args, kwargs))) if torch.is_grad_enabled() else []
+        self._capture.seen = [] if inside else None
+        if not inside or not any(map(_is_of_parameters, self._sent)):
+            return None
+        with torch._C.DisableTorchFunction():
+            changed: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(
+                lambda value: value.detach() if _is_of_parameters(value) else value, (args, kwargs)
+            )
+        return changed
+
+    def originals(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Inputs of an outermost forward as they were before FSDP's hook cast them."""
+        sent, self._sent = self._sent, []
+        return sent if len(sent) == len(tensors) else tensors
+
+    def received(
+        self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What a module is given within a forward, as it was before FSDP's hook: marked, or derived from parameters.
+
+        A tensor that is the same memory, read the same way, has the same numbers, and so the same samples in them.
+        """
+        if self._capture.seen is None:
+            return args, kwargs
+        sent, seen, self._sent, self._capture.seen = self._sent, self._capture.seen, [], None
+        given = list(tensors_in((args, kwargs)))
+        with torch._C.DisableTorchFunction():
+            for value in given:
+                _mark_again(value, [*sent, *seen])
+        swapped: dict[int, Tensor] = {}
+        for place, value in enumerate(sent):
+            if not _is_of_parameters(value):
+                continue
+            if len(given) != len(sent) or given[place].shape != value.shape:
+                raise PrivacyError(
+                    f"the inputs of {entrance.path} changed in a hook before its forward, and one of them was made of "
+                    "parameters alone: which one it is now cannot be told. Change inputs within a forward."
+                )
+            swapped[id(given[place])] = value if value.dtype == given[place].dtype else value.to(given[place].dtype)
+        if not swapped:
+            return args, kwargs
+        changed: tuple[tuple[Any, ...], dict[str, Any]] = map_tensors(
+            lambda value: swapped.get(id(value), value), (args, kwargs)
+        )
+        return changed
+
+    def check_outputs(self, entrance: Entrance, out: Any) -> None:
+        """Refuse that a sharded module hands out what is made of its parameters alone.
+
+        Where it is used its gradients by sample would be pulled back through FSDP's hooks, out of their order.
+
+        Raises:
+            PrivacyError: it does.
+        """
+        if id(entrance.module) not in self._inner:
+            return
+        for value in tensors_in(out):
+            if _is_of_parameters(value):
+                raise PrivacyError(
+                    f"{entrance.path} hands out a tensor {tuple(value.shape)} made of parameters alone, for use in "
+                    "other modules, in whose backward its parameters are freed. Do not call fully_shard on this one, "
+                    "but on a module that also holds those that use it."
+                )
+
+
+def _is_of_parameters(value: Tensor) -> bool:
+    return value.requires_grad and mark_of(value) is None
+
+
+def _mark_again(value: Tensor, before: list[Tensor]) -> None:
+    """Give a tensor the mark that it had as one of ``before``."""
+    if mark_of(value) is not None:
+        return
+    memory = _memory(value)
+    marks = [mark for known in before if _memory(known) == memory and (mark := mark_of(known)) is not None]
+    if marks and all(mark == marks[0] for mark in marks):
+        set_mark(value, marks[0])
+
+
+def _memory(value: Tensor) -> tuple[Any, ...]:
+    return value.data_ptr(), value.shape, value.stride(), value.dtype
