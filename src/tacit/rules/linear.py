@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,6 +14,7 @@ from tacit.rules.contact import SENTINEL, Contact, Slot, detached, refuse_double
 from tacit.rules.registry import rule_for
 from tacit.uses import (
     TUNER,
+    Asked,
     Dense,
     Gram,
     Layout,
@@ -102,6 +102,8 @@ def outer_use(
 ) -> Use:
     """Return the use of ``sum_t g[b, t] ⊗ a[b, t]``, dense at once where that is cheaper than Gram matrices.
 
+    Where two passes are run, each has the form that is cheapest for what it asks; all have the same two factors.
+
     ``sharing`` uses that read the same ``g`` share its ``gram``. If ``room`` is short, memory decides.
     """
     outer = Outer(a, g, shape, flipped=flipped, gram=gram)
@@ -109,14 +111,16 @@ def outer_use(
         return outer
     dtype = wide(a[:0]).dtype  # in which norms are computed
     samples, positions, inputs = a.shape
-    product = Product(samples, positions, inputs, g.shape[2], dtype.itemsize, sharing)
-    forms: dict[str, Callable[[], Use]] = {"gram": lambda: outer, "stored": outer.stored}
+    product = Product(samples, positions, inputs, g.shape[2], dtype.itemsize, sharing, room.asked)
+    forms = outer.forms(room.asked)
     chosen = TUNER.pick(costs_of(a.device, dtype).seconds(product))
     if room.measured:
-        attempts = {name: partial(clip_with, form, a.device) for name, form in forms.items()}
+        attempts = {name: partial(clip_with, form, a.device, room.asked) for name, form in forms.items()}
         chosen = TUNER.choose(product_key(product, a.device, dtype), attempts, chosen)
     held = {"gram": a.nbytes + g.nbytes, "stored": product.whole}
-    least = min(held, key=held.__getitem__)
+    if room.asked is not Asked.BOTH:  # they are let go of at once: what counts is what is formed of them
+        held["gram"] = product.grams
+    least = min(forms, key=held.__getitem__)
     use = forms[chosen if room.afford(held[chosen] - held[least]) else least]()
     use.product = product
     return use

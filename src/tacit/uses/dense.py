@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tacit.uses.base import Use, zero_samples
-from tacit.uses.numerics import sample_squares, wide
+from tacit.uses.numerics import wide
 from tacit.uses.units import Units
 from tacit.uses.workspace import WORKSPACE
 
@@ -30,7 +30,7 @@ class Dense(Use):
         return (self.gradients,)
 
     def squared_norms(self) -> Tensor:
-        return sample_squares(self.gradients)
+        return self.part_squares()[0]
 
     def weighted_sum(self, factors: Tensor, limit: float) -> Tensor:  # noqa: ARG002  no terms, no cancellation
         rows = wide(self.gradients).reshape(self.samples, -1)

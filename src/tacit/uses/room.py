@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from tacit.uses.cost import Asked
+
 SHARE = 4
 """Where nobody says how much may be held, one part in so many of the memory that is free."""
 
@@ -22,6 +24,7 @@ class Room:
 
     Attributes:
         each, measured: as given.
+        asked: what is asked of uses.
         expected: bytes that will be held if every use keeps its inputs and output gradients.
     """
 
@@ -29,6 +32,7 @@ class Room:
         self._limit = limit
         self.each = each
         self.measured = measured
+        self.asked = Asked.BOTH
         self.expected = 0
         self._spare = limit
 
