@@ -126,7 +126,6 @@ class _Norms:
         self._observer.used(name, use)
         with FullPrecision(use.device):
             self._squares[name] = use.squared_norms()
-        use.release()
 
     def finish(self) -> dict[str, Tensor]:
         for name in list(self._waiting):
@@ -156,7 +155,6 @@ class _Sums:
             use = use.without(self._dropped)
         with FullPrecision(use.device):
             total = use.weighted_sum(self._factors.by_name[name], self._factors.sensitivity)
-        use.release()
         known = self._totals.get(name)
         self._totals[name] = total if known is None else known.add_(total)
 

@@ -19,13 +19,11 @@ from tacit.uses.together import Together, small
 from tacit.uses.trials import product_key, time_product
 from tacit.uses.tuning import TUNER, Tuner, clip_with
 from tacit.uses.units import Units
-from tacit.uses.workspace import WORKSPACE
 
 __all__ = [
     "DEFAULT_COSTS",
     "SHARE",
     "TUNER",
-    "WORKSPACE",
     "Asked",
     "CostModel",
     "Dense",

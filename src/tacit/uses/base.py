@@ -62,9 +62,6 @@ class Use(ABC):
                 they are summed with more precision.
         """
 
-    def release(self) -> None:  # noqa: B027  most hold nothing that is lent
-        """The use is over and nobody else holds what it holds: give memory back that is used again."""
-
     @abstractmethod
     def dense(self) -> Tensor:
         """Return ``G`` itself, ``(B, *shape)``, in float32 at least: sums of several must match their joint norms."""

@@ -13,8 +13,8 @@ from tacit.uses.base import Use, zero_samples
 from tacit.uses.cost import Asked
 from tacit.uses.dense import Dense
 from tacit.uses.numerics import cancelled, excessive, out_of_range, sample_squares, wide
+from tacit.uses.pages import fresh
 from tacit.uses.units import Units
-from tacit.uses.workspace import WORKSPACE
 
 
 class Gram:
@@ -91,9 +91,7 @@ class Outer(Use):
 
     def _formed_norms(self) -> Tensor:
         """Those of whole gradients; again in float64 where they are mostly rounding error of what cancelled."""
-        whole = self.stored()
-        squares = whole.squared_norms()
-        whole.release()
+        squares = self.stored().squared_norms()
         doubtful = cancelled(squares, self.lengths().square(), wide(self.a[:0]).dtype)
         if wide(self.a[:0]).dtype == torch.float32:
             a_squares, g_squares = self.part_squares()
@@ -147,12 +145,12 @@ class Outer(Use):
         return _products(*pair).view(self.samples, *self.shape)
 
     def stored(self) -> Dense:
-        """The same use, with ``G`` formed, in memory that is used again."""
+        """The same use, with ``G`` formed."""
         a, g = wide(self.a), wide(self.g)
         left, right = (a, g) if self.flipped else (g, a)
-        lent = WORKSPACE.take((self.samples, left.shape[2], right.shape[2]), a)
-        torch.bmm(left.transpose(1, 2), right, out=lent)
-        return Dense(lent.view(self.samples, *self.shape), lent)
+        whole = fresh((self.samples, left.shape[2], right.shape[2]), a)
+        torch.bmm(left.transpose(1, 2), right, out=whole)
+        return Dense(whole.view(self.samples, *self.shape))
 
     def without(self, dropped: Tensor) -> Use:
         a, g = zero_samples(self.a, dropped), zero_samples(self.g, dropped)

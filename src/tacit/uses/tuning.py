@@ -79,7 +79,6 @@ def clip_with(form: Callable[[], Use], device: torch.device, asked: Asked = Aske
         use.squared_norms()
     if asked is not Asked.NORM:
         use.weighted_sum(torch.ones(use.samples, dtype=torch.float64, device=device), math.inf)
-    use.release()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
