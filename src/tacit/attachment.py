@@ -34,7 +34,7 @@ from tacit.sampling import DrawLog, Handout, Part, Sampling, private_loader, use
 from tacit.settings import Settings
 from tacit.stats import ClipStats
 from tacit.step import Clipper, Coming, Factors, Releaser
-from tacit.uses import WORKSPACE, FastMatmul, Use
+from tacit.uses import FastMatmul, Use
 from tacit.validation import plain_module, renew_compiled_wrappers
 
 
@@ -402,7 +402,6 @@ class Attachment:
 
     def detach(self) -> None:
         self.loader.on_batch = None
-        WORKSPACE.clear()
         self._fast.end()
         self._scale.detach()
         self.optimizer.discard_pending()  # a clipped sum without noise must not be left for a plain step

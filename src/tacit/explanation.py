@@ -132,6 +132,8 @@ def _described(use: Use) -> tuple[str, tuple[torch.device, torch.dtype], int]:
     if isinstance(use, Outer):
         positions = use.a.shape[1]
         how = "norms of inputs and output gradients" if positions == 1 else f"Gram matrices of {positions} positions"
+        if use.formed:
+            how = "whole gradients of single samples, formed for the norm"
         return how, _kind(use.a), use.a.nbytes + use.g.nbytes
     if isinstance(use, Patches):
         return "Gram matrices of pixels", _kind(use.x), use.x.nbytes + use.g.nbytes

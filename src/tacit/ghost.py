@@ -10,7 +10,7 @@ carrier, so that any other term of the loss is seen apart, and refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from tacit.capture import Clip, ClippedSums, Deposit, EarlyClip, Pass, Term
 from tacit.errors import PrivacyError, SecondBackwardError
 from tacit.step import Clipper, Factors, Observer, by_unit
-from tacit.uses import Fingerprint, FullPrecision, Use, join
+from tacit.uses import Asked, Fingerprint, FullPrecision, Use, any_differ, join
 
 
 class GhostTerm(torch.autograd.Function):
@@ -67,16 +67,16 @@ class GhostClipper:
                 "the returned criterion, or all of it without; let the model put out all that the loss depends on."
             )
         norms = _Norms(run, self._plain.observer)
-        _backward(run, terms, norms.take, retain=True)
+        _backward(run, terms, norms.take, Asked.NORM)
         factors = self._plain.factors(run, norms.finish(), self._plain.scale(run))
         self._plain.observer.clipped(run, factors, {})
         sums = _Sums(run, factors, norms.seen)
-        _backward(run, terms, sums.take, retain=False)
+        _backward(run, terms, sums.take, Asked.SUM)
         sums.check()
         return sums
 
 
-def _backward(run: Pass, terms: list[Deposit], sink: Any, *, retain: bool) -> None:
+def _backward(run: Pass, terms: list[Deposit], sink: Callable[[str, Use], None], asked: Asked) -> None:
     """Differentiate what waits down to the carrier: exactly the rules' backwards run."""
     pairs = [
         (value, gradient)
@@ -84,17 +84,17 @@ def _backward(run: Pass, terms: list[Deposit], sink: Any, *, retain: bool) -> No
         for value, gradient in zip(term.outputs, gradients, strict=True)
         if gradient is not None
     ]
-    run.sink = sink
+    run.sink, run.room.asked = sink, asked
     try:
         torch.autograd.grad(
             [value for value, _ in pairs],
             [terms[0][0].carrier],
             grad_outputs=[gradient for _, gradient in pairs],
-            retain_graph=retain,
+            retain_graph=asked is Asked.NORM,
             allow_unused=True,
         )
     finally:
-        run.sink = None
+        run.sink, run.room.asked = None, Asked.BOTH
 
 
 class _Norms:
@@ -114,9 +114,10 @@ class _Norms:
                 f"more gradients of {name!r} arrived than its forward announced, so its norm cannot be told. "
                 'Use grad_sample_mode="auto" for this model.'
             )
+        with FullPrecision(use.device):
+            self.seen.setdefault(name, []).append(Fingerprint(use))
         waiting = self._waiting.setdefault(name, [])
         waiting += by_unit([use], self._run)
-        self.seen.setdefault(name, []).append(Fingerprint(waiting[-1]))
         if len(waiting) == self._expected.get(name, 0):
             self._close(name)
 
@@ -126,7 +127,6 @@ class _Norms:
             use = join(waiting)
             self._observer.used(name, use)
             self._squares[name] = use.squared_norms()
-        use.release()
 
     def finish(self) -> dict[str, Tensor]:
         for name in list(self._waiting):
@@ -140,22 +140,22 @@ class _Sums:
     def __init__(self, run: Pass, factors: Factors, seen: Mapping[str, list[Fingerprint]]) -> None:
         self._run = run
         self._seen = {name: list(several) for name, several in seen.items()}
-        self._differs: list[Tensor] = []
+        self._pairs: list[tuple[Fingerprint, Fingerprint]] = []
         self._factors = factors
         self._dropped = None if bool(factors.finite.all()) else ~factors.finite
         self._totals: dict[str, Tensor] = {}
 
     def take(self, name: str, use: Use) -> None:
-        (use,) = by_unit([use], self._run)
         expected = self._seen.get(name)
         if not expected:
             raise _differ(name)
-        self._differs.append(Fingerprint(use).differs(expected.pop(0)))
+        with FullPrecision(use.device):
+            self._pairs.append((expected.pop(0), Fingerprint(use)))
+        (use,) = by_unit([use], self._run)
         if self._dropped is not None:
             use = use.without(self._dropped)
         with FullPrecision(use.device):
             total = use.weighted_sum(self._factors.by_name[name], self._factors.sensitivity)
-        use.release()
         known = self._totals.get(name)
         self._totals[name] = total if known is None else known.add_(total)
 
@@ -166,7 +166,7 @@ class _Sums:
             PrivacyError: it did not.
         """
         missing = [name for name, several in self._seen.items() if several]
-        if missing or (self._differs and bool(torch.stack(self._differs).any())):
+        if missing or (self._pairs and bool(any_differ(self._pairs))):
             raise _differ(missing[0] if missing else "some parameter")
 
     def sum(self, name: str) -> Tensor | None:

@@ -98,7 +98,6 @@ class Groups:
             for name, use in uses.items():
                 kept = use if finite else use.without(~factors.finite)
                 self._sums[name] = kept.weighted_sum(factors.by_name[name], factors.sensitivity)
-                use.release()
         self._closed[group] = factors
 
     def finish(self) -> Groups:

@@ -110,9 +110,7 @@ class ClippedUses:
                 if not self._sums:  # all have the same factors
                     self._sums = self._together.weighted_sums(factors)
                 return self._sums.pop(name)
-            total = use.weighted_sum(factors, self._factors.sensitivity)
-        use.release()
-        return total
+            return use.weighted_sum(factors, self._factors.sensitivity)
 
 
 class Observer(Protocol):

@@ -7,7 +7,7 @@ from torch import nn
 
 from tacit.errors import NoRuleError, PrivacyError
 from tacit.rules.linear import outer_use
-from tacit.uses import Dense, Outer, Room
+from tacit.uses import TUNER, Asked, Dense, Outer, Room
 
 SIZES = [(3, 4, 5), (4, 4, 4), (1, 3, 2), (3, 1, 4)]
 BTD = pytest.mark.parametrize(("B", "T", "d"), SIZES)
@@ -48,6 +48,30 @@ def test_linear_long_enough_for_dense_gradients(exact_any: Any) -> None:
     layer, x = nn.Linear(3, 2), torch.randn(3, 40, 3)
     assert isinstance(outer_use(x, torch.randn(3, 40, 2), layer.weight.shape, room=Room()), Dense)
     exact_any(layer, x)
+
+
+@pytest.mark.parametrize("form", ["gram", "stored"])
+@pytest.mark.parametrize("asked", [Asked.NORM, Asked.SUM])
+@pytest.mark.parametrize("measured", [False, True])
+def test_both_of_two_passes_have_the_same_factors(form: str, asked: Asked, measured: bool) -> None:
+    a, g = torch.randn(3, 4, 2), torch.randn(3, 4, 5)
+    room = Room(measured=measured)
+    room.asked = asked
+    with TUNER.forced(form):
+        use = outer_use(a, g, torch.Size((5, 2)), room=room)
+    assert isinstance(use, Outer)
+    assert use.parts[0] is a
+    assert use.parts[1] is g
+    assert use.formed is (form == "stored" and asked is Asked.NORM)
+
+
+@BTD
+@pytest.mark.parametrize("form", ["gram", "stored"])
+def test_two_passes_in_any_form(exact_any: Any, B: int, T: int, d: int, form: str) -> None:
+    layer = nn.Linear(d, d)
+    with TUNER.forced(form):
+        exact_any(layer, torch.randn(B, T, d))
+        exact_any(nn.Sequential(layer, nn.Tanh(), layer), torch.randn(B, T, d))
 
 
 def test_the_strategy_for_one_position_is_never_dense() -> None:

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tacit.uses import DEFAULT_COSTS, CostModel, Product, costs_of, rates
+from tacit.uses import DEFAULT_COSTS, Asked, CostModel, Product, costs_of, rates
 
 
 def best(product, costs=DEFAULT_COSTS):
@@ -29,10 +29,18 @@ def test_shared_grams_cost_less():
     assert shared < alone
 
 
+def test_what_one_pass_asks_costs_less_than_both():
+    both, norm, total = (DEFAULT_COSTS.seconds(Product(16, 64, 64, 512, asked=asked)) for asked in Asked)
+    assert norm["gram"] + total["gram"] == pytest.approx(both["gram"])
+    assert norm["stored"] < both["stored"]
+    assert total.keys() == {"gram"}  # nothing is quicker than one product
+
+
 def test_bytes_of_the_forms():
     product = Product(3, 5, 7, 11)
     assert product.whole == 3 * 7 * 11 * 4
     assert product.factors == 3 * 5 * (7 + 11) * 4
+    assert product.grams == 2 * 3 * 5 * 5 * 4
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from tacit.uses import Dense, Gather, Outer, Use, join
 from tacit.uses.numerics import BLOCK, FEW, cancelled, sample_squares, wide
 
 TYPES = [torch.float32, torch.bfloat16]
+FORMED = pytest.mark.parametrize("formed", [False, True], ids=["gram", "formed"])
 
 
 @pytest.fixture(autouse=True)
@@ -22,23 +23,33 @@ def true_squares(a: Tensor, g: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("size", [1.0, 1e-2, 1e-4, 1e-6, 0.0])
 @pytest.mark.parametrize("T", [2, 8])
-def test_positions_that_nearly_cancel(dtype: torch.dtype, size: float, T: int) -> None:
+@FORMED
+def test_positions_that_nearly_cancel(dtype: torch.dtype, size: float, T: int, formed: bool) -> None:
     """g_t ⊗ a_t and its negative, up to a perturbation."""
     a = torch.randn(3, T, 16).repeat(1, 2, 1)
     g = torch.randn(3, T, 8)
     g = torch.cat([g, -g + size * torch.randn(3, T, 8)], 1)
     a, g = a.to(dtype), g.to(dtype)
-    found = Outer(a, g, torch.Size((8, 16))).squared_norms()
+    found = Outer(a, g, torch.Size((8, 16)), formed=formed).squared_norms()
     expected = true_squares(a, g)
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-30)
 
 
-def test_many_positions_that_cancel_exactly() -> None:
+@FORMED
+@pytest.mark.parametrize("size", [1e-25, 1e-12, 1.0, 1e12])
+def test_factors_that_float32_cannot_square(size: float, formed: bool) -> None:
+    a, g = torch.randn(3, 4, 5) * size, torch.randn(3, 4, 4) / size
+    found = Outer(a, g, torch.Size((4, 5)), formed=formed).squared_norms()
+    torch.testing.assert_close(found, true_squares(a, g), rtol=1e-4, atol=0)
+
+
+@FORMED
+def test_many_positions_that_cancel_exactly(formed: bool) -> None:
     a = torch.ones(2, 64, 4) * 1000
     g = torch.ones(2, 64, 4)
     g[:, ::2] = -1
     g[1, 0, 0] += 1e-3
-    found = Outer(a, g, torch.Size((4, 4))).squared_norms()
+    found = Outer(a, g, torch.Size((4, 4)), formed=formed).squared_norms()
     torch.testing.assert_close(found, true_squares(a, g), rtol=1e-4, atol=1e-30)
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tacit import PrivacyEngine
 from tacit.errors import ConfigurationError
 from tacit.testing import private_gradients
-from tacit.uses import TUNER, Dense, Fingerprint, FullPrecision, Gather, Outer
+from tacit.uses import TUNER, Dense, Fingerprint, FullPrecision, Gather, Outer, any_differ
 from tacit.uses.fast_matmul import FastMatmul, is_trusted, probe
 
 CPU = torch.device("cpu")
@@ -170,6 +170,44 @@ def test_fingerprints_tell_samples_apart():
     assert not bool(Fingerprint(outer).differs(Fingerprint(same)))
     for other in (a * 1.001, a.flip(0), a.flip(1), -a):
         assert bool(Fingerprint(outer).differs(Fingerprint(Outer(other, g, torch.Size((6, 5))))))
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_any_two_that_change_places_are_a_difference(dim):
+    torch.manual_seed(0)
+    a, g = torch.randn(3, 5, 5), torch.randn(3, 5, 6)
+    seen = Fingerprint(Outer(a, g, torch.Size((6, 5))))
+    for one in range(5):
+        for other in range(one):
+            places = list(range(5))
+            places[one], places[other] = other, one
+            again = Outer(a.index_select(dim, torch.tensor(places)), g, torch.Size((6, 5)))
+            assert bool(seen.differs(Fingerprint(again)))
+
+
+def test_a_product_whose_terms_cancel_is_held_to_its_own_norm():
+    """Factors that are nearly the same may have quite another product."""
+    torch.manual_seed(0)
+    a, g = torch.randn(3, 4, 5).repeat(1, 2, 1), torch.randn(3, 4, 6)
+    g = torch.cat([g, -g * (1 + 1e-5)], 1)
+    other = g + 5e-5 * torch.randn_like(g)
+    shape = torch.Size((6, 5))
+    again = Fingerprint(Outer(a, other, shape))
+    assert not bool(Fingerprint(Outer(a, g, shape)).differs(again))  # as alike as factors can be told
+    assert bool(Fingerprint(Outer(a, g, shape, formed=True)).differs(again))
+    assert not bool(Fingerprint(Outer(a, g, shape, formed=True)).differs(Fingerprint(Outer(a, g, shape))))
+
+
+def test_many_are_compared_at_once():
+    torch.manual_seed(0)
+    uses = [Dense(torch.randn(2, 3)), Outer(torch.randn(2, 3, 4), torch.randn(2, 3, 5), torch.Size((5, 4)))]
+    same = [(Fingerprint(use), Fingerprint(use)) for use in uses]
+    assert not bool(any_differ(same))
+    for place, use in enumerate(uses):
+        parts = [part.clone() for part in use.parts]
+        parts[-1][1, -1] += 0.01
+        other = Dense(*parts) if isinstance(use, Dense) else Outer(*parts, use.shape)
+        assert bool(any_differ([*same[:place], (Fingerprint(use), Fingerprint(other)), *same[place + 1 :]]))
 
 
 def test_a_sample_that_is_lost_in_both_is_no_difference():

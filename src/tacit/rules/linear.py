@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,6 +14,7 @@ from tacit.rules.contact import SENTINEL, Contact, Slot, detached, refuse_double
 from tacit.rules.registry import rule_for
 from tacit.uses import (
     TUNER,
+    Asked,
     Dense,
     Gram,
     Layout,
@@ -70,8 +70,8 @@ class LinearFunction(torch.autograd.Function):
 
 def least_of_outer(samples: int, rows: int, weight: Tensor) -> int:
     """Bytes that the use of a matrix holds at least: factors of all rows, or a whole gradient of each sample."""
-    factors, whole = rows * sum(weight.shape), samples * weight.numel()
-    return min(factors, whole) * weight.element_size()
+    factors = rows * sum(weight.shape) * weight.element_size()
+    return min(factors, samples * weight.numel() * wide_dtype(weight).itemsize)
 
 
 def record_outer(
@@ -103,6 +103,8 @@ def outer_use(
 ) -> Use:
     """Return the use of ``sum_t g[b, t] ⊗ a[b, t]``, dense at once where that is cheaper than Gram matrices.
 
+    Where two passes are run, each has the form that is cheapest for what it asks; all have the same two factors.
+
     ``sharing`` uses that read the same ``g`` share its ``gram``. If ``room`` is short, memory decides.
     """
     outer = Outer(a, g, shape, flipped=flipped, gram=gram)
@@ -110,14 +112,16 @@ def outer_use(
         return outer
     dtype = wide_dtype(a)  # in which norms are computed
     samples, positions, inputs = a.shape
-    product = Product(samples, positions, inputs, g.shape[2], dtype.itemsize, sharing)
-    forms: dict[str, Callable[[], Use]] = {"gram": lambda: outer, "stored": outer.stored}
+    product = Product(samples, positions, inputs, g.shape[2], dtype.itemsize, sharing, room.asked)
+    forms = outer.forms(room.asked)
     chosen = TUNER.pick(costs_of(a.device, dtype).seconds(product))
     if room.measured:
-        attempts = {name: partial(clip_with, form, a.device) for name, form in forms.items()}
+        attempts = {name: partial(clip_with, form, a.device, room.asked) for name, form in forms.items()}
         chosen = TUNER.choose(product_key(product, a.device, dtype), attempts, chosen)
     held = {"gram": a.nbytes + g.nbytes, "stored": product.whole}
-    use = forms[room.form(chosen, held)]()
+    if room.asked is not Asked.BOTH:  # they are let go of at once: what counts is what is formed of them
+        held["gram"] = product.grams
+    use = forms[room.form(chosen, {name: held[name] for name in forms})]()
     use.product = product
     return use
 

@@ -1,10 +1,10 @@
 """Uses of parameters: exact per-sample norms, clipped sums and dense gradients, in the cheapest form."""
 
 from tacit.uses.base import Use
-from tacit.uses.cost import DEFAULT_COSTS, CostModel, Product
+from tacit.uses.cost import DEFAULT_COSTS, Asked, CostModel, Product
 from tacit.uses.dense import Dense
 from tacit.uses.fast_matmul import FastMatmul
-from tacit.uses.fingerprint import Fingerprint
+from tacit.uses.fingerprint import Fingerprint, any_differ
 from tacit.uses.gather import Gather
 from tacit.uses.join import TableAndHead, join
 from tacit.uses.layout import Layout
@@ -19,13 +19,12 @@ from tacit.uses.together import Together, small
 from tacit.uses.trials import product_key, time_product
 from tacit.uses.tuning import TUNER, Tuner, clip_with
 from tacit.uses.units import Units
-from tacit.uses.workspace import WORKSPACE
 
 __all__ = [
     "DEFAULT_COSTS",
     "SHARE",
     "TUNER",
-    "WORKSPACE",
+    "Asked",
     "CostModel",
     "Dense",
     "FastMatmul",
@@ -45,6 +44,7 @@ __all__ = [
     "Tuner",
     "Units",
     "Use",
+    "any_differ",
     "clip_with",
     "costs_of",
     "device_name",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tacit.uses.cost import Product
+from tacit.uses.numerics import sample_squares, wide
 from tacit.uses.units import Units
 
 
@@ -29,11 +30,19 @@ class Use(ABC):
     shape: torch.Size
     product: Product | None = None
     tried: Hashable = None
+    _part_squares: tuple[Tensor, ...] | None = None
 
     @property
     @abstractmethod
     def parts(self) -> tuple[Tensor, ...]:
         """All that ``G`` is made of; each has the samples in dimension 0."""
+
+    def part_squares(self) -> tuple[Tensor, ...]:
+        """The sum of squares of each sample of each part: ``(B,)``, float64; summed once. Not to be changed."""
+        if self._part_squares is None:
+            numbers = [wide(part) if part.is_floating_point() else part.double() for part in self.parts]
+            self._part_squares = tuple(sample_squares(part) for part in numbers)
+        return self._part_squares
 
     @property
     def device(self) -> torch.device:
@@ -52,9 +61,6 @@ class Use(ABC):
             limit: a bound on ``factors[b] * ‖G[b]‖``: where a sample's terms are much longer than that, and cancel,
                 they are summed with more precision.
         """
-
-    def release(self) -> None:  # noqa: B027  most hold nothing that is lent
-        """The use is over and nobody else holds what it holds: give memory back that is used again."""
 
     @abstractmethod
     def dense(self) -> Tensor:

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple
+
+
+class Asked(Enum):
+    """What is asked of a use: norm and clipped sum, or in each of two passes one of them."""
+
+    BOTH = "both"
+    NORM = "norm"
+    SUM = "sum"
 
 
 class Product(NamedTuple):
@@ -16,6 +25,7 @@ class Product(NamedTuple):
         outputs: p.
         itemsize: bytes of a number, in the norm.
         sharing: how many uses read the same output gradients, whose Gram matrices are formed once.
+        asked: what is asked of it.
     """
 
     samples: int
@@ -24,6 +34,7 @@ class Product(NamedTuple):
     outputs: int
     itemsize: int = 4
     sharing: int = 1
+    asked: Asked = Asked.BOTH
 
     @property
     def whole(self) -> int:
@@ -34,6 +45,11 @@ class Product(NamedTuple):
     def factors(self) -> int:
         """Bytes of inputs and output gradients."""
         return self.samples * self.positions * (self.inputs + self.outputs) * self.itemsize
+
+    @property
+    def grams(self) -> int:
+        """Bytes of the Gram matrices of both."""
+        return 2 * self.samples * self.positions**2 * self.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +69,24 @@ class CostModel:
     cache: float = 2**22
 
     def seconds(self, product: Product) -> dict[str, float]:
-        """What each strategy takes, from the output gradient to the clipped sum.
+        """What each strategy takes, from the output gradient to what is asked.
 
         Storing forms G instead of the ordinary weight gradient, and reads it for norm and sum. Gram matrices cost
         ``2·B·T²·(d + p)`` operations on top of the ordinary one. They are written, multiplied, summed in float64, and
         products of narrow matrices run below their rate: together as long as reading the Gram matrices ten times.
+        A clipped sum alone is one product, as in an ordinary backward: nothing is quicker.
         """
-        samples, positions, inputs, outputs, itemsize, sharing = product
+        samples, positions, inputs, outputs, itemsize, sharing, asked = product
         ordinary = 2 * samples * positions * inputs * outputs / self.flops_per_second
         grams = 2 * samples * positions**2 * (inputs + outputs / sharing) / self.flops_per_second
         scaled = samples * positions * min(inputs, outputs) * itemsize
-        return {
-            "gram": ordinary + grams + self._moved(samples * positions**2 * itemsize, 10) + self._moved(scaled, 2),
-            "stored": ordinary + self._moved(product.whole, 2),
-        }
+        norm = grams + self._moved(samples * positions**2 * itemsize, 10)
+        total = ordinary + self._moved(scaled, 2)
+        if asked is Asked.NORM:
+            return {"gram": norm, "stored": ordinary + self._moved(product.whole, 1)}
+        if asked is Asked.SUM:
+            return {"gram": total}
+        return {"gram": norm + total, "stored": ordinary + self._moved(product.whole, 2)}
 
     def _moved(self, size: int, times: int) -> float:
         return times * size / (self.near_bytes_per_second if size <= self.cache else self.far_bytes_per_second)

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from tacit.uses.base import Use, zero_samples
-from tacit.uses.numerics import sample_squares, wide
+from tacit.uses.numerics import wide
 from tacit.uses.units import Units
-from tacit.uses.workspace import WORKSPACE
 
 
 class Dense(Use):
@@ -16,12 +15,10 @@ class Dense(Use):
 
     Args:
         gradients: ``G``.
-        lent: what of it was taken from the workspace.
     """
 
-    def __init__(self, gradients: Tensor, lent: Tensor | None = None) -> None:
+    def __init__(self, gradients: Tensor) -> None:
         self.gradients = gradients
-        self._lent = lent
         self.samples = gradients.shape[0]
         self.shape = gradients.shape[1:]
 
@@ -30,16 +27,11 @@ class Dense(Use):
         return (self.gradients,)
 
     def squared_norms(self) -> Tensor:
-        return sample_squares(self.gradients)
+        return self.part_squares()[0]
 
     def weighted_sum(self, factors: Tensor, limit: float) -> Tensor:  # noqa: ARG002  no terms, no cancellation
         rows = wide(self.gradients).reshape(self.samples, -1)
         return rows.t().mv(factors.to(rows.dtype)).view(self.shape)
-
-    def release(self) -> None:
-        if self._lent is not None:
-            WORKSPACE.give(self._lent)
-            self._lent = None
 
     def dense(self) -> Tensor:
         return wide(self.gradients)

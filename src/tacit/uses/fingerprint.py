@@ -6,53 +6,78 @@ writes into what it was given. The factors of the first would then not bound wha
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from tacit.uses.base import Use
-from tacit.uses.numerics import sample_squares, wide
+from tacit.uses.numerics import wide
+from tacit.uses.outer import Outer
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 """Differences, relative to a sample's own norm, that the order of sums explains."""
 
 
 class Fingerprint:
-    """Numbers that tell the parts of a use: each sample's norm, and its component along a random direction."""
+    """Numbers that tell the parts of a use: each sample's norm, and its component along a random direction.
+
+    Both passes see the same parts of a matrix product, its two factors, whichever form each chooses. Where the first
+    one forms their product, whose terms may cancel, the product's own component is held to *its* norm as well.
+    """
 
     def __init__(self, use: Use) -> None:
-        self._parts = [_numbers(part) for part in use.parts]
-        self._tolerances = [TOLERANCE.get(part.dtype, 0.0) for part in use.parts]
+        self._shapes = [part.shape for part in use.parts]
+        numbers, limits, rows = [], [], [_rows_along(part, place) for place, part in enumerate(use.parts)]
+        for part, along, squares in zip(use.parts, rows, use.part_squares(), strict=True):
+            norm = squares.sqrt()
+            numbers += [norm, along.mv(_direction(along.shape[1], -1, along.dtype, along.device)).double()]
+            limits += [TOLERANCE.get(part.dtype, 0.0) * norm] * 2
+        if isinstance(use, Outer) and use.a.shape[1] > 1:
+            numbers.append((rows[0] * rows[1]).sum(1).double())
+            limits.append(_limit_of_product(use))
+        self._numbers, self._limits = torch.stack(numbers), torch.stack(limits)
 
     def differs(self, other: Fingerprint) -> Tensor:
-        """Whether any sample is another: a boolean scalar."""
-        found = [
-            _differ(*one, *two, tolerance)
-            for one, two, tolerance in zip(self._parts, other._parts, self._tolerances, strict=True)
-            if one[0].shape == two[0].shape
-        ]
-        shapes = [one[0].shape for one in self._parts] != [two[0].shape for two in other._parts]
-        return torch.stack([*found, torch.tensor(shapes, device=self._parts[0][0].device)]).any()
+        """Whether any sample of a second pass is another: a boolean scalar."""
+        return any_differ([(self, other)])
 
 
-def _numbers(part: Tensor) -> tuple[Tensor, Tensor]:
-    values = wide(part) if part.is_floating_point() else part.double()
-    rows = values.reshape(part.shape[0], -1)
-    along = rows.mv(_direction(rows.shape[1], rows.dtype, rows.device)).double()
-    return sample_squares(rows).sqrt(), along
-
-
-def _differ(norm: Tensor, along: Tensor, norm_again: Tensor, along_again: Tensor, tolerance: float) -> Tensor:
-    limit = tolerance * norm
-    same = ((norm - norm_again).abs() <= limit) & ((along - along_again).abs() <= limit)
-    both_lost = ~torch.isfinite(norm) & ~torch.isfinite(norm_again)
+def any_differ(pairs: Sequence[tuple[Fingerprint, Fingerprint]]) -> Tensor:
+    """Whether any sample differs between the first and the second of any pair: a boolean scalar."""
+    device = pairs[0][0]._numbers.device
+    if any(first._shapes != second._shapes for first, second in pairs):
+        return torch.tensor(True, device=device)
+    once, again = (_together(each._numbers for each in several) for several in zip(*pairs, strict=True))
+    limits = _together(first._limits for first, _ in pairs)
+    same = (once - again).abs() <= limits
+    both_lost = ~torch.isfinite(once) & ~torch.isfinite(again)
     return ~(same | both_lost).all()
 
 
+def _together(numbers: Iterable[Tensor]) -> Tensor:
+    return torch.cat([each.flatten() for each in numbers])
+
+
+def _limit_of_product(use: Outer) -> Tensor:
+    if not use.formed:
+        return torch.full((use.samples,), math.inf, dtype=torch.float64, device=use.device)
+    return TOLERANCE.get(use.g.dtype, 0.0) * use.squared_norms().sqrt()
+
+
+def _rows_along(part: Tensor, which: int) -> Tensor:
+    """The component of each row of each sample along a direction: ``(B, T)``; a part ``(B, n)`` is one row."""
+    values = wide(part) if part.is_floating_point() else part.double()
+    width = part.shape[-1] if part.dim() > 1 else 1
+    rows = values.reshape(-1, width)
+    return rows.mv(_direction(width, which, rows.dtype, rows.device)).view(part.shape[0], -1)
+
+
 @lru_cache(maxsize=64)
-def _direction(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Signs: each number counts as much as any other."""
-    generator = torch.Generator().manual_seed(size)
-    signs = torch.randint(0, 2, (size,), generator=generator, dtype=torch.int8)
-    return (2 * signs - 1).to(device, dtype)
+def _direction(size: int, which: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers of either sign, all different and of about one size: each counts, and two that change places tell."""
+    generator = torch.Generator().manual_seed(8 * size + which + 1)
+    signs = 2 * torch.randint(0, 2, (size,), generator=generator) - 1
+    return (signs * (0.5 + torch.rand(size, generator=generator, dtype=torch.float64))).to(device, dtype)

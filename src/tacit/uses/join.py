@@ -54,7 +54,7 @@ class TableAndHead(Use):
         return TableAndHead(table, head)
 
     def weighted_sum(self, factors: Tensor, limit: float) -> Tensor:
-        lengths = (sample_squares(self.head.a) * sample_squares(self.head.g)).sqrt() + self.table.squared_norms().sqrt()
+        lengths = self.head.lengths() + self.table.squared_norms().sqrt()
         apart = excessive(lengths, factors, limit)
         if not bool(apart.any()):
             return self.table.weighted_sum(factors, limit) + self.head.weighted_sum(factors, limit)
@@ -112,7 +112,7 @@ def _join_outers(uses: Sequence[Outer]) -> Outer:
     if len(uses) == 1:
         return uses[0]
     a, g = torch.cat([use.a for use in uses], 1), torch.cat([use.g for use in uses], 1)
-    return Outer(a, g, uses[0].shape, flipped=uses[0].flipped)
+    return Outer(a, g, uses[0].shape, flipped=uses[0].flipped, formed=all(use.formed for use in uses))
 
 
 def _join_routed(uses: Sequence[Routed]) -> Routed:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tacit.uses.base import Use, zero_samples
+from tacit.uses.cost import Asked
 from tacit.uses.dense import Dense
 from tacit.uses.numerics import cancelled, excessive, out_of_range, sample_squares, wide
+from tacit.uses.pages import fresh
 from tacit.uses.units import Units
-from tacit.uses.workspace import WORKSPACE
 
 
 class Gram:
@@ -30,13 +34,24 @@ class Gram:
 class Outer(Use):
     """Inputs ``a`` (B, T, d) and output gradients ``g`` (B, T, p) of a matrix product.
 
-    ``G[b]`` is the p × d matrix ``g[b]ᵀ a[b]`` (its transpose if ``flipped``), viewed as ``shape``.
+    ``G[b]`` is the p × d matrix ``g[b]ᵀ a[b]`` (its transpose if ``flipped``), viewed as ``shape``. If ``formed``, G is
+    formed for the norm, and let go of, instead of Gram matrices.
     """
 
     def __init__(
-        self, a: Tensor, g: Tensor, shape: torch.Size, *, flipped: bool = False, gram: Gram | None = None
+        self,
+        a: Tensor,
+        g: Tensor,
+        shape: torch.Size,
+        *,
+        flipped: bool = False,
+        gram: Gram | None = None,
+        formed: bool = False,
     ) -> None:
         self._gram = gram
+        self._lengths: Tensor | None = None
+        self._squares: Tensor | None = None
+        self.formed = formed
         self.a = a
         self.g = g
         self.samples = a.shape[0]
@@ -47,11 +62,45 @@ class Outer(Use):
     def parts(self) -> tuple[Tensor, ...]:
         return self.a, self.g
 
+    def forms(self, asked: Asked) -> dict[str, Callable[[], Use]]:
+        """How what is asked may be computed, by name; each call makes a new use."""
+        forms: dict[str, Callable[[], Use]] = {"gram": partial(self._again, formed=False)}
+        if asked is not Asked.SUM:
+            forms["stored"] = self.stored if asked is Asked.BOTH else partial(self._again, formed=True)
+        return forms
+
+    def _again(self, *, formed: bool) -> Outer:
+        return Outer(self.a, self.g, self.shape, flipped=self.flipped, gram=self._gram, formed=formed)
+
     def squared_norms(self) -> Tensor:
+        """Computed once. Not to be changed."""
+        if self._squares is None:
+            if self.a.shape[1] == 1:
+                a_squares, g_squares = self.part_squares()
+                self._squares = a_squares * g_squares
+            else:
+                self._squares = self._formed_norms() if self.formed else self._gram_norms()
+        return self._squares
+
+    def lengths(self) -> Tensor:
+        """A bound on ``sum_t ‖a[b, t]‖·‖g[b, t]‖``, for each sample: ``(B,)``, float64."""
+        if self._lengths is None:
+            a_squares, g_squares = self.part_squares()
+            self._lengths = (a_squares * g_squares).sqrt()
+        return self._lengths
+
+    def _formed_norms(self) -> Tensor:
+        """Those of whole gradients; again in float64 where they are mostly rounding error of what cancelled."""
+        squares = self.stored().squared_norms()
+        doubtful = cancelled(squares, self.lengths().square(), wide(self.a[:0]).dtype)
+        if wide(self.a[:0]).dtype == torch.float32:
+            a_squares, g_squares = self.part_squares()
+            doubtful |= out_of_range(a_squares) | out_of_range(g_squares) | out_of_range(squares)
+        return self._in_double(squares, doubtful)
+
+    def _gram_norms(self) -> Tensor:
         """Gram identity: ``‖G[b]‖² = sum_{t,s} (a_t·a_s)(g_t·g_s)`` (Goodfellow 2015, arXiv:1510.01799)."""
-        if self.a.shape[1] == 1:
-            return sample_squares(self.a) * sample_squares(self.g)
-        a, g = wide(self.a), wide(self.g)
+        a = wide(self.a)
         grams = torch.bmm(a, a.transpose(1, 2))
         grad_grams = (self._gram or Gram(self.g)).matrices()
         a_squares, g_squares = _diagonals(grams), _diagonals(grad_grams)
@@ -60,14 +109,18 @@ class Outer(Use):
         doubtful = cancelled(squares, lengths.square(), a.dtype)
         if a.dtype == torch.float32:
             doubtful |= out_of_range(a_squares.sum(1)) | out_of_range(g_squares.sum(1)) | out_of_range(squares)
+        if not bool(doubtful.any()):  # else they may be mostly rounding error, too
+            self._lengths = lengths
+        return self._in_double(squares, doubtful)
+
+    def _in_double(self, squares: Tensor, doubtful: Tensor) -> Tensor:
         if bool(doubtful.any()):
-            squares[doubtful] = sample_squares(_products(a[doubtful].double(), g[doubtful].double()))
+            squares[doubtful] = sample_squares(_products(self.a[doubtful].double(), self.g[doubtful].double()))
         return squares
 
     def weighted_sum(self, factors: Tensor, limit: float) -> Tensor:
         if self.a.shape[1] > 1:
-            lengths = (sample_squares(self.a) * sample_squares(self.g)).sqrt()
-            apart = excessive(lengths, factors, limit)
+            apart = excessive(self.lengths(), factors, limit)
             if bool(apart.any()):
                 return self._sum(factors.masked_fill(apart, 0)) + self._sum_apart(factors, apart)
         return self._sum(factors)
@@ -92,12 +145,12 @@ class Outer(Use):
         return _products(*pair).view(self.samples, *self.shape)
 
     def stored(self) -> Dense:
-        """The same use, with ``G`` formed, in memory that is used again."""
+        """The same use, with ``G`` formed."""
         a, g = wide(self.a), wide(self.g)
         left, right = (a, g) if self.flipped else (g, a)
-        lent = WORKSPACE.take((self.samples, left.shape[2], right.shape[2]), a)
-        torch.bmm(left.transpose(1, 2), right, out=lent)
-        return Dense(lent.view(self.samples, *self.shape), lent)
+        whole = fresh((self.samples, left.shape[2], right.shape[2]), a)
+        torch.bmm(left.transpose(1, 2), right, out=whole)
+        return Dense(whole.view(self.samples, *self.shape))
 
     def without(self, dropped: Tensor) -> Use:
         a, g = zero_samples(self.a, dropped), zero_samples(self.g, dropped)
@@ -106,13 +159,15 @@ class Outer(Use):
     def transposed(self) -> Use:
         if len(self.shape) != 2 or self.shape[0] != (self.a if self.flipped else self.g).shape[2]:
             return Dense(self.dense()).transposed()
-        return Outer(self.a, self.g, torch.Size(reversed(self.shape)), flipped=not self.flipped)
+        shape = torch.Size(reversed(self.shape))
+        return Outer(self.a, self.g, shape, flipped=not self.flipped, formed=self.formed)
 
     def grouped(self, units: Units) -> Use:
-        return Outer(units.pack(self.a), units.pack(self.g), self.shape, flipped=self.flipped)
+        a, g = units.pack(self.a), units.pack(self.g)
+        return Outer(a, g, self.shape, flipped=self.flipped, formed=self.formed)
 
     def reshaped(self, shape: torch.Size) -> Use:
-        return Outer(self.a, self.g, shape, flipped=self.flipped, gram=self._gram)
+        return Outer(self.a, self.g, shape, flipped=self.flipped, gram=self._gram, formed=self.formed)
 
     def placed(self, first: int, rows: int) -> Use:
         matrix = self.g.shape[2] if not self.flipped else self.a.shape[2]

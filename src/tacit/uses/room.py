@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from tacit.uses.cost import Asked
+
 SHARE = 4
 """Where nobody says how much may be held, one part in so many of the memory that is free."""
 
@@ -23,6 +25,7 @@ class Room:
 
     Attributes:
         each, measured: as given.
+        asked: what is asked of uses.
         expected: bytes that will be held if every use keeps its inputs and output gradients.
     """
 
@@ -30,6 +33,7 @@ class Room:
         self._limit = limit
         self.each = each
         self.measured = measured
+        self.asked = Asked.BOTH
         self.expected = 0
         self._spare = limit
 

@@ -28,6 +28,6 @@ def time_product(product: Product, device: torch.device, dtype: torch.dtype) -> 
         a = torch.ones((product.samples, product.positions, product.inputs), device=device, dtype=dtype)
         g = torch.ones((product.samples, product.positions, product.outputs), device=device, dtype=dtype)
         outer = Outer(a, g, torch.Size((product.outputs, product.inputs)))
-        forms = {"gram": lambda: outer, "stored": outer.stored}
-        TUNER.measure(key, {name: partial(clip_with, form, device) for name, form in forms.items()})
+        forms = outer.forms(product.asked)
+        TUNER.measure(key, {name: partial(clip_with, form, device, product.asked) for name, form in forms.items()})
     return TUNER.found[key]

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import torch
 
 from tacit.uses.base import Use
+from tacit.uses.cost import Asked
 from tacit.uses.timing import quickest
 
 Attempt = Callable[[], object]
@@ -71,12 +72,13 @@ class Tuner:
             self._forced = before
 
 
-def clip_with(form: Callable[[], Use], device: torch.device) -> None:
+def clip_with(form: Callable[[], Use], device: torch.device, asked: Asked = Asked.BOTH) -> None:
     """All that a clip does with a use, on numbers that do not matter."""
     use = form()
-    use.squared_norms()
-    use.weighted_sum(torch.ones(use.samples, dtype=torch.float64, device=device), math.inf)
-    use.release()
+    if asked is not Asked.SUM:
+        use.squared_norms()
+    if asked is not Asked.NORM:
+        use.weighted_sum(torch.ones(use.samples, dtype=torch.float64, device=device), math.inf)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
