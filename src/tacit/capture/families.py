@@ -83,9 +83,14 @@ def dim_argument(
     return args[position] if len(args) > position else default
 
 
+_VARIADIC = (Tensor.count_nonzero,)
+
+
 def reduce(f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out: Tensor) -> Layout | None:
     # norm(x, p, dim): everything else takes the dimension right behind the input.
     position = 2 if f in NORMS else 1
+    if f in _VARIADIC and len(args) > position:
+        args = (*args[:position], args[position:] if isinstance(args[position], int) else args[position])
     dims = dim_argument(args, kwargs, position)
     if isinstance(dims, Tensor):
         return right(f, source, layout, args, kwargs, out)
@@ -253,7 +258,8 @@ def lost(*_: Any) -> Layout | None:
 def distances(_f: Any, source: Tensor, layout: Layout, args: Any, _kwargs: Any, out: Tensor) -> Layout | None:
     """``cdist``: all rows of one against all rows of the other."""
     rows = source.dim() - (2 if source is not args[0] else 1)
-    return layout if layout.dim < rows and layout.fits(out.shape) else None
+    moved = layout.at(layout.dim + out.dim() - source.dim())
+    return moved if layout.dim < rows and moved.fits(out.shape) else None
 
 
 def added_product(f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out: Tensor) -> Layout | None:

@@ -1,9 +1,8 @@
 """Follow the batch dimension through torch calls.
 
-A tensor of the batch carries a ``Layout``. Each call is looked up in a table of families; what is not listed keeps the
-batch where it is if its size is still right there. Operands that disagree, and calls that cannot be followed, make the
-layout *lost*, which is an error only if the tensor then meets a parameter. Sizes are never searched for a dimension
-that looks like the batch: B = T = d happens.
+A tensor of the batch carries a ``Layout``. Each call is looked up in a table of families; what is pointwise keeps the
+batch where it is. Operands that disagree, and all other calls, make the layout *lost*, which is an error only if the
+tensor then meets a parameter. Sizes are never searched for a dimension that looks like the batch: B = T = d happens.
 """
 
 from __future__ import annotations
@@ -15,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tacit.capture import families, routed
+from tacit.capture import families, routed, rowwise
 from tacit.capture.families import Follower, MixedRowsError, NotBatchError
 from tacit.capture.indexing import follow_index, follow_narrow
 from tacit.capture.marks import Mark, mark_of, set_mark
+from tacit.capture.pointwise import POINTWISE
 from tacit.capture.reductions import follow_reduced, reduces
 from tacit.rules.registry import methods
 from tacit.uses import Layout
@@ -60,11 +60,20 @@ _FAMILIES: list[tuple[Follower, str]] = [
         "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
         "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d lp_pool1d lp_pool2d "
         "interpolate upsample grid_sample affine_grid pixel_shuffle pixel_unshuffle local_response_norm "
-        "channel_shuffle",
+        "channel_shuffle native_channel_shuffle lp_pool3d max_unpool1d max_unpool2d max_unpool3d fractional_max_pool2d "
+        "fractional_max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices "
+        "adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices "
+        "fractional_max_pool2d_with_indices fractional_max_pool3d_with_indices",
     ),
     (families.loss, "cross_entropy nll_loss"),
     (families.trailing, "layer_norm rms_norm"),
-    (families.padded, "pad"),
+    (families.padded, "pad constant_pad_nd"),
+    (
+        rowwise.matrices,
+        "inverse pinverse matrix_exp matrix_power cholesky cholesky_inverse det logdet slogdet qr svd lu tril triu",
+    ),
+    (rowwise.vectors, "multinomial"),
+    (rowwise.cells, "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"),
     (families.attention, "scaled_dot_product_attention"),
     (families.along(1), "softmax log_softmax softmin cumsum cumprod cummax cummin logcumsumexp flip glu gather"),
     (routed.ordered, "sort argsort"),
@@ -102,6 +111,7 @@ def _table() -> dict[Callable[..., Any], Follower]:
     table[F.cosine_similarity] = table[torch.cosine_similarity] = families.compared
     table[F.pairwise_distance] = table[torch.pairwise_distance] = families.compared
     table[F.unfold] = table[F.fold] = families.folded
+    table[F.embedding_bag] = rowwise.bags
     return table
 
 
@@ -195,7 +205,7 @@ def _seen_from(function: Callable[..., Any], source: Tensor, args: Any, kwargs: 
         return follow_reduced(function, source, mark, args, kwargs) if mark.reduced else mark
     if mark.pointer and function not in _KEEP_POINTERS:
         return Mark(None, lost=_name(function))
-    follower = _FOLLOWERS.get(function, families.generic)
+    follower = _FOLLOWERS.get(function) or (families.generic if function in POINTWISE else families.lost)
     if function in VIEW_GETTERS:
         follower, function, args = families.permute, VIEW_GETTERS[function], (source,)
         if function is Tensor.t and source.dim() != 2:
@@ -221,4 +231,4 @@ def _name(function: Callable[..., Any]) -> str:
 
 def moves_rows(function: Callable[..., Any]) -> bool:
     """Whether a call does not simply combine its operands position by position."""
-    return function in _FOLLOWERS
+    return function in _FOLLOWERS or function not in POINTWISE
