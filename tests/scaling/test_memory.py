@@ -10,7 +10,7 @@ from torch import nn
 from tacit.scaling.forecast import Forecast
 from tacit.scaling.memory import root_and_blocks, state
 from tacit.scaling.setting import Mode, Optimizer, Setting, Sharding
-from tacit.uses import DEFAULT_COSTS, WORKSPACE
+from tacit.uses import DEFAULT_COSTS
 
 MODES = ["plain", "auto", "ghost", "per_layer"]
 
@@ -21,7 +21,6 @@ def alive(name, mode, checkpointing, *, half=False):
     criterion = None
     if mode != "plain":
         _, ids, criterion = private(model, ids, mode)
-    WORKSPACE.clear()  # blocks that it lends are new to the count
     live = Live()
     live.ignore(*model.parameters(), *model.buffers(), ids)
     with live:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tacit.uses import Dense, Gather, Outer, Use, join
+from tacit.uses import Asked, Dense, Gather, Outer, Use, join
 
 B = 4
 LIMIT = 1e3
@@ -16,6 +16,12 @@ def outer(T: int, d: int, p: int, dtype: torch.dtype, *, flipped: bool = False) 
     shape = torch.Size((d, p) if flipped else (p, d))
     equation = "btp,btd->bdp" if flipped else "btp,btd->bpd"
     return Outer(a, g, shape, flipped=flipped), torch.einsum(equation, g.double(), a.double())
+
+
+def form_of(pair: tuple[Use, Tensor], name: str, asked: Asked) -> tuple[Use, Tensor]:
+    use, value = pair
+    assert isinstance(use, Outer)
+    return use.forms(asked)[name](), value
 
 
 def gather(T: int, d: int, rows: int, dtype: torch.dtype) -> tuple[Use, Tensor]:
@@ -38,6 +44,11 @@ MAKERS: dict[str, Callable[[torch.dtype], tuple[Use, Tensor]]] = {
     "outer-one-position": lambda t: outer(1, 5, 6, t),
     "outer-coinciding": lambda t: outer(B, B, B, t),
     "outer-flipped": lambda t: outer(3, 5, 6, t, flipped=True),
+    "outer-stored": lambda t: form_of(outer(3, 5, 6, t), "stored", Asked.BOTH),
+    "outer-stored-flipped": lambda t: form_of(outer(3, 5, 6, t, flipped=True), "stored", Asked.BOTH),
+    "outer-formed": lambda t: form_of(outer(3, 5, 6, t), "stored", Asked.NORM),
+    "outer-formed-coinciding": lambda t: form_of(outer(B, B, B, t, flipped=True), "stored", Asked.NORM),
+    "outer-for-a-sum": lambda t: form_of(outer(3, 5, 6, t), "gram", Asked.SUM),
     "outer-narrow": lambda t: outer(3, 2, 7, t),
     "outer-wide": lambda t: outer(3, 7, 2, t),
     "gather": lambda t: gather(6, 5, 3, t),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import NamedTuple
 
 
-class Asked(Enum):
+class Asked(StrEnum):
     """What is asked of a use: norm and clipped sum, or in each of two passes one of them."""
 
     BOTH = "both"

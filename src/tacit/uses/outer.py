@@ -13,7 +13,6 @@ from tacit.uses.base import Use, zero_samples
 from tacit.uses.cost import Asked
 from tacit.uses.dense import Dense
 from tacit.uses.numerics import cancelled, excessive, out_of_range, sample_squares, wide
-from tacit.uses.pages import fresh
 from tacit.uses.units import Units
 
 
@@ -148,9 +147,9 @@ class Outer(Use):
         """The same use, with ``G`` formed."""
         a, g = wide(self.a), wide(self.g)
         left, right = (a, g) if self.flipped else (g, a)
-        whole = fresh((self.samples, left.shape[2], right.shape[2]), a)
-        torch.bmm(left.transpose(1, 2), right, out=whole)
-        return Dense(whole.view(self.samples, *self.shape))
+        # Not into memory that is kept from step to step: it would lie beside the activations of the next forward, whose
+        # memory, as this backward frees it, can be had for nothing.
+        return Dense(torch.bmm(left.transpose(1, 2), right).view(self.samples, *self.shape))
 
     def without(self, dropped: Tensor) -> Use:
         a, g = zero_samples(self.a, dropped), zero_samples(self.g, dropped)
