@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from tacit import PrivacyEngine
+from tacit.errors import PrivacyError
 
 SHARD = Case(wrap="shard")
 KEPT = Case(wrap="shard", shard={"reshard_after_forward": False})
@@ -201,6 +202,27 @@ def changed_in_backward(rank: int) -> None:
     optimizer.step()
 
 
+def broken_off_in_one(rank: int) -> None:
+    """The second pass of one process differs from its first, after its sums have gone to the other."""
+    step = Step(Case(wrap="shard", mode="ghost"))
+    step.criterion(step.plain(step.x[:1]), step.y[:1]).backward()
+    calls: list[int] = []
+
+    def grow(gradient: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return gradient * 10.0 ** len(calls)
+
+    if rank:
+        step.plain[1].register_forward_hook(lambda _, __, out: out.register_hook(grow) and None)
+    loss = step.criterion(step.plain(step.x[1:]), step.y[1:])
+    try:
+        loss.backward()
+    except PrivacyError as error:
+        assert rank, error  # noqa: PT017
+        assert "the second of two passes" in str(error)  # noqa: PT017
+    step.optimizer.step()
+
+
 def clipped_again(rank: int) -> None:
     step = Step(SHARD).backward()
     nn.utils.clip_grad_norm_(step.plain.parameters(), 1e-6)
@@ -334,6 +356,7 @@ SHARDED: list[Callable[[int], None]] = [
     in_eval_mode,
     scaled_on_the_way,
     changed_in_backward,
+    broken_off_in_one,
     clipped_again,
     clipped_again_in_one,
     moved_a_little,

@@ -41,6 +41,7 @@ WORDS = {
     "in_eval_mode": (LEAK, "ran in eval mode with gradients on"),
     "scaled_on_the_way": (f"{LEAK} '0.weight' beside its clipped sum",),
     "changed_in_backward": ("PrivacyError: the gradient of '0.weight' was changed during backward()",),
+    "broken_off_in_one": (DIFFER, "sums that were added up and arrived, in their order"),
     "clipped_again": (CHANGED,),
     "clipped_again_in_one": (CHANGED,),
     "moved_a_little": (CHANGED,),

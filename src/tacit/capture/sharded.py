@@ -7,7 +7,8 @@ whole ones must never get a gradient: FSDP would add it up over the processes an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,18 +20,32 @@ from tacit.capture.entrance import Entrance
 from tacit.capture.guard import LeakGuard, changed_in_backward, fingerprint, first_difference, sum_fingerprint
 from tacit.capture.marks import map_tensors, mark_of, set_mark, tensors_in
 from tacit.capture.mode import Capture
-from tacit.distributed import is_spread, sharded_modules
+from tacit.distributed import Spread, is_spread, sharded_modules
 from tacit.errors import PrivacyError
 
 
 class ShardedGuard(LeakGuard):
-    """Watches shards, and the whole parameters that forwards run with."""
+    """Watches shards, and the whole parameters that forwards run with.
+
+    Attributes:
+        settled: a checksum over what came to pass, in its order: which parameters' sums were added up over the
+            processes, left their gates, and arrived. Where processes differ in it, sums of different parameters were
+            added to each other, or a backward broke off in one of them after it had sent its sums to the others.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.settled = 0
         self._whole: dict[str, Tensor] = {}
         self._due: dict[str, Tensor] = {}
         self._pairs: list[tuple[str, Tensor, Tensor]] = []
+
+    def note(self, event: str) -> None:
+        self.settled = zlib.crc32(event.encode(), self.settled)
+
+    def expect(self, name: str, gradient: Tensor) -> None:
+        super().expect(name, gradient)
+        self.note(f"gate of {name}")
 
     def _before(self, name: str, parameter: Tensor) -> Callable[[tuple[Tensor, ...]], None]:
         check = super()._before(name, parameter)
@@ -48,6 +63,7 @@ class ShardedGuard(LeakGuard):
             due = self._due.pop(name, None)
             if due is not None and parameter.grad is not None:
                 self._pairs.append((name, due, fingerprint(parameter.grad)))
+                self.note(f"gradient of {name}")
             accept()
 
         return compare
@@ -83,6 +99,7 @@ class ShardedGuard(LeakGuard):
 
     def reset(self) -> None:
         super().reset()
+        self.settled = 0
         self._due.clear()
         self._pairs.clear()
 
@@ -92,12 +109,21 @@ class Sharded:
 
     Args:
         module: the model, whose modules own their shards.
+        parameters: the private parameters by name: shards.
         names: which parameters are private; learns of the whole ones.
         guard: the leak guard.
         capture: the capture.
     """
 
-    def __init__(self, module: nn.Module, names: Names, guard: ShardedGuard, capture: Capture) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        names: Names,
+        guard: ShardedGuard,
+        capture: Capture,
+    ) -> None:
+        self._parameters = parameters
         self._names = names
         self._guard = guard
         self._capture = capture
@@ -114,6 +140,17 @@ class Sharded:
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
+
+    def settle(self, name: str, total: Tensor) -> Tensor:
+        """Add up a parameter's clipped sum over all processes, and return this one's shard of it.
+
+        All processes come here with the same parameters in the same order: that of their backwards, and that of gates.
+        """
+        parameter = self._parameters[name]
+        spread = Spread.of(parameter)
+        assert spread is not None
+        self._guard.note(f"sum of {name}")
+        return spread.sum(total.to(parameter.dtype).reshape(parameter.shape))
 
     def look(self) -> None:
         """Find the whole parameters that modules own now, in the place of their shards.
