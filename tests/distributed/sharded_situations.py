@@ -47,6 +47,16 @@ def ignored(rank: int) -> None:
     attach(plain)
 
 
+def unfrozen_later(rank: int) -> None:
+    """A parameter that is not sharded, and was frozen when the model was made private."""
+    plain = model_of("mlp")
+    plain[0].bias.requires_grad_(False)
+    fully_shard(plain, mesh=mesh_of(SHARD), ignored_params={plain[0].bias})
+    attach(plain)
+    plain[0].bias.requires_grad_(True)
+    plain(torch.zeros(2, 6).double())
+
+
 def some_of_the_processes(rank: int) -> None:
     mesh = init_device_mesh("cpu", (dist.get_world_size(), 1), mesh_dim_names=("all", "own"))
     plain = model_of("mlp")
@@ -118,7 +128,7 @@ def handed_out(rank: int) -> None:
 def changed_inputs(rank: int) -> None:
     """A hook puts something else in the place of what is derived."""
     step = Step(Case(wrap="shard", model="lent"))
-    step.plain.first.register_forward_pre_hook(lambda _, args: (*args, args[1]))
+    step.plain.first.register_forward_pre_hook(lambda _, args: (args[0], 2.0 * args[1]))
     step.plain(step.x)
 
 
@@ -332,6 +342,7 @@ SHARDED: list[Callable[[int], None]] = [
     sharded_too_late_inside,
     a_part_is_sharded,
     ignored,
+    unfrozen_later,
     some_of_the_processes,
     several_meshes,
     first_version,

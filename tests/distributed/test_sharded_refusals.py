@@ -14,6 +14,7 @@ WORDS = {
     "sharded_too_late_inside": ("PrivacyError", "fully_shard() comes before make_private()"),
     "a_part_is_sharded": ("ConfigurationError: '2.weight' is not sharded, and others are", "the whole model"),
     "ignored": ("ConfigurationError: '0.bias' is not sharded, and others are", "without ignored_params"),
+    "unfrozen_later": ("ConfigurationError: '0.bias' is not sharded, and others are",),
     "some_of_the_processes": ("is spread over 1 processes, and 2 train", "a mesh of all processes"),
     "several_meshes": ("sharded over different meshes", "one mesh for all modules"),
     "first_version": ("NotImplementedError: FullyShardedDataParallel (FSDP1)", "fully_shard (FSDP2)"),

@@ -20,7 +20,7 @@ from tacit.capture.entrance import Entrance
 from tacit.capture.guard import LeakGuard, changed_in_backward, fingerprint, first_difference, sum_fingerprint
 from tacit.capture.marks import map_tensors, mark_of, set_mark, tensors_in
 from tacit.capture.mode import Capture
-from tacit.distributed import Spread, is_spread, sharded_modules
+from tacit.distributed import Spread, check_trained, is_spread, sharded_modules
 from tacit.errors import PrivacyError
 
 
@@ -36,9 +36,17 @@ class ShardedGuard(LeakGuard):
     def __init__(self) -> None:
         super().__init__()
         self.settled = 0
+        self._checked: set[str] = set()
         self._whole: dict[str, Tensor] = {}
         self._due: dict[str, Tensor] = {}
         self._pairs: list[tuple[str, Tensor, Tensor]] = []
+
+    def watch(self, name: str, parameter: Tensor) -> None:
+        """Watch a trainable shard; also one that was frozen when the model was made private."""
+        if name not in self._checked and isinstance(parameter, nn.Parameter):
+            check_trained(name, parameter)
+            self._checked.add(name)
+        super().watch(name, parameter)
 
     def note(self, event: str) -> None:
         self.settled = zlib.crc32(event.encode(), self.settled)
@@ -140,6 +148,7 @@ class Sharded:
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
+        self._sent.clear()
 
     def settle(self, name: str, total: Tensor) -> Tensor:
         """Add up a parameter's clipped sum over all processes, and return this one's shard of it.
@@ -148,7 +157,7 @@ class Sharded:
         """
         parameter = self._parameters[name]
         spread = Spread.of(parameter)
-        assert spread is not None
+        assert spread is not None  # it would not be watched
         self._guard.note(f"sum of {name}")
         return spread.sum(total.to(parameter.dtype).reshape(parameter.shape))
 
@@ -225,7 +234,7 @@ class Sharded:
         for place, value in enumerate(sent):
             if not _is_of_parameters(value):
                 continue
-            if len(given) != len(sent) or given[place].shape != value.shape:
+            if len(given) != len(sent) or not _is_same(given[place], value):
                 raise PrivacyError(
                     f"the inputs of {entrance.path} changed in a hook before its forward, and one of them was made of "
                     "parameters alone: which one it is now cannot be told. Change inputs within a forward."
@@ -261,12 +270,19 @@ def _is_of_parameters(value: Tensor) -> bool:
     return value.requires_grad and mark_of(value) is None
 
 
+def _is_same(value: Tensor, known: Tensor) -> bool:
+    """Whether a tensor has the numbers of another, as far as can be told if FSDP has cast it."""
+    with torch._C.DisableTorchFunction():
+        return value.shape == known.shape and (value.dtype != known.dtype or value.data_ptr() == known.data_ptr())
+
+
 def _mark_again(value: Tensor, before: list[Tensor]) -> None:
     """Give a tensor the mark that it had as one of ``before``."""
-    if mark_of(value) is not None:
+    if mark_of(value) is not None or value.layout != torch.strided:
         return
     memory = _memory(value)
-    marks = [mark for known in before if _memory(known) == memory and (mark := mark_of(known)) is not None]
+    known = [(one, mark) for one in before if (mark := mark_of(one)) is not None and one.layout == torch.strided]
+    marks = [mark for one, mark in known if _memory(one) == memory]
     if marks and all(mark == marks[0] for mark in marks):
         set_mark(value, marks[0])
 
