@@ -137,6 +137,7 @@ def _process(rank: int, store: str, names: Sequence[str], rounds: int, steps: in
             ratio = median(mine / other for other, mine in times)
             ms = [1000 * median(column) for column in zip(*times, strict=True)]
             print(f"{name:10} {ms[0]:8.1f} ms {ms[1]:8.1f} ms {ratio:6.2f} {sent[0]:12,} {sent[1]:12,}", flush=True)
+    dist.barrier()  # who leaves first ends the others' connections
     dist.destroy_process_group()
 
 

@@ -195,7 +195,13 @@ class Attachment:
                 self._since.cleared,
                 self.session.guard.zeroed,
             ),
+            "sums that were added up and arrived, in their order": self._settled,
         }
+
+    @property
+    def _settled(self) -> int:
+        guard = self.session.guard
+        return guard.settled if isinstance(guard, ShardedGuard) else 0
 
     def _own_facts(self) -> dict[str, object]:
         """What must be the same in all processes that hold the same parameters."""

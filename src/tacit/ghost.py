@@ -157,7 +157,8 @@ class _Sums:
         with FullPrecision(use.device):
             total = use.weighted_sum(self._factors.by_name[name], self._factors.sensitivity)
         known = self._totals.get(name)
-        self._totals[name] = total if known is None else known.add_(total)
+        total = total if known is None else known.add_(total)
+        self._totals[name] = total if expected else self._run.settle(name, total)  # no more of it will come
 
     def check(self) -> None:
         """Raise unless the second pass saw what the first one saw: its factors bound nothing else.

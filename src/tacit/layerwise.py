@@ -97,7 +97,8 @@ class Groups:
             finite = bool(factors.finite.all())
             for name, use in uses.items():
                 kept = use if finite else use.without(~factors.finite)
-                self._sums[name] = kept.weighted_sum(factors.by_name[name], factors.sensitivity)
+                total = kept.weighted_sum(factors.by_name[name], factors.sensitivity)
+                self._sums[name] = self._run.settle(name, total)
         self._closed[group] = factors
 
     def finish(self) -> Groups:

@@ -69,8 +69,8 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     return list(stacks[0])
 
 
-def half_precision(rank: int, world: int) -> list[Any]:
-    """The clipped sum of one record in each process, where modules run in bfloat16 and parameters are float32."""
+def in_type(rank: int, world: int, kind: torch.dtype) -> list[Any]:
+    """The clipped sum of one record in each process, where modules run in some type and parameters are float32."""
     from scenarios import BOUND, Case, loader_of, model_of, shard, whole
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -79,7 +79,7 @@ def half_precision(rank: int, world: int) -> list[Any]:
     found = []
     for mode in ("auto", "ghost"):
         plain = model_of("mlp").float()
-        shard(plain, Case(wrap="shard", shard={"mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16)}))
+        shard(plain, Case(wrap="shard", shard={"mp_policy": MixedPrecisionPolicy(param_dtype=kind)}))
         _, optimizer, loader, *rest = PrivacyEngine().make_private(
             module=plain,
             optimizer=torch.optim.SGD(plain.parameters(), lr=0.5),

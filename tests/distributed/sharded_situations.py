@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from tacit import PrivacyEngine
+from tacit.errors import PrivacyError
 
 SHARD = Case(wrap="shard")
 KEPT = Case(wrap="shard", shard={"reshard_after_forward": False})
@@ -44,6 +45,16 @@ def ignored(rank: int) -> None:
     plain = model_of("mlp")
     fully_shard(plain, mesh=mesh_of(SHARD), ignored_params={plain[0].bias})
     attach(plain)
+
+
+def unfrozen_later(rank: int) -> None:
+    """A parameter that is not sharded, and was frozen when the model was made private."""
+    plain = model_of("mlp")
+    plain[0].bias.requires_grad_(False)
+    fully_shard(plain, mesh=mesh_of(SHARD), ignored_params={plain[0].bias})
+    attach(plain)
+    plain[0].bias.requires_grad_(True)
+    plain(torch.zeros(2, 6).double())
 
 
 def some_of_the_processes(rank: int) -> None:
@@ -117,7 +128,7 @@ def handed_out(rank: int) -> None:
 def changed_inputs(rank: int) -> None:
     """A hook puts something else in the place of what is derived."""
     step = Step(Case(wrap="shard", model="lent"))
-    step.plain.first.register_forward_pre_hook(lambda _, args: (*args, args[1]))
+    step.plain.first.register_forward_pre_hook(lambda _, args: (args[0], 2.0 * args[1]))
     step.plain(step.x)
 
 
@@ -199,6 +210,27 @@ def changed_in_backward(rank: int) -> None:
     x, y, _ = next(iter(loader))
     F.cross_entropy(plain(x), y).backward()
     optimizer.step()
+
+
+def broken_off_in_one(rank: int) -> None:
+    """The second pass of one process differs from its first, after its sums have gone to the other."""
+    step = Step(Case(wrap="shard", mode="ghost"))
+    step.criterion(step.plain(step.x[:1]), step.y[:1]).backward()
+    calls: list[int] = []
+
+    def grow(gradient: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return gradient * 10.0 ** len(calls)
+
+    if rank:
+        step.plain[1].register_forward_hook(lambda _, __, out: out.register_hook(grow) and None)
+    loss = step.criterion(step.plain(step.x[1:]), step.y[1:])
+    try:
+        loss.backward()
+    except PrivacyError as error:
+        assert rank, error  # noqa: PT017
+        assert "the second of two passes" in str(error)  # noqa: PT017
+    step.optimizer.step()
 
 
 def clipped_again(rank: int) -> None:
@@ -310,6 +342,7 @@ SHARDED: list[Callable[[int], None]] = [
     sharded_too_late_inside,
     a_part_is_sharded,
     ignored,
+    unfrozen_later,
     some_of_the_processes,
     several_meshes,
     first_version,
@@ -334,6 +367,7 @@ SHARDED: list[Callable[[int], None]] = [
     in_eval_mode,
     scaled_on_the_way,
     changed_in_backward,
+    broken_off_in_one,
     clipped_again,
     clipped_again_in_one,
     moved_a_little,

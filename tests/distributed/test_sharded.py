@@ -5,20 +5,23 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from language import half_precision
+from language import in_type
 from processes import results
 from scenarios import BOUND, Case, collectives, data, last_dimension, model_of
 from test_exactness import compare
 from torch.distributed.fsdp import CPUOffloadPolicy
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_models_modes_and_accumulation(world):
+def test_models_modes_and_accumulation():
     cases = [
         Case(wrap="shard", model=model, mode=mode, pieces=pieces)
         for model, mode, pieces in product(("mlp", "conv"), ("auto", "ghost"), ("whole", "no_sync", "manager"))
     ]
-    compare(world, cases)
+    compare(2, cases)
+
+
+def test_one_process():
+    compare(1, [Case(wrap="shard"), Case(wrap="shard", model="conv", mode="ghost", pieces="no_sync")])
 
 
 def test_ways_of_sharding():
@@ -58,31 +61,30 @@ def test_language_models():
         Case(wrap="shard", batch=5, model="gpt2 recomputed", mode="ghost", pieces="manager"),
         Case(wrap="shard", batch=5, model="gpt2 reentrant", nested=False),
         Case(wrap="shard", batch=5, model="llama adapted", clipping="per_layer", shard=freed),
-        Case(wrap="shard", batch=5, model="llama adapted", mode="ghost", pieces="no_sync"),
     ]
     compare(2, cases)
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_modules_in_bfloat16_are_clipped_in_float32(world):
-    found = results(world, half_precision)
+@pytest.mark.parametrize(("kind", "within"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_sums_are_float32_whatever_modules_run_in(world, kind, within):
+    found = results(world, in_type, kind)
     for parts in zip(*found, strict=True):
         _, before, sums, types = parts[0]
         assert types
-        rows = [row for part in parts for row in part[0]]
-        x, y, _ = data(30)[torch.tensor(rows)]
+        x, y, _ = data(30)[torch.tensor([row for part in parts for row in part[0]])]
         model = model_of("mlp").float()
         model.load_state_dict(before)
-        model.bfloat16()
+        model.to(kind)
         expected = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in model.named_parameters()}
-        for one, label in zip(x.bfloat16(), y, strict=True):
+        for one, label in zip(x.to(kind), y, strict=True):
             gradients = torch.autograd.grad(F.cross_entropy(model(one[None]).float(), label[None]), model.parameters())
             norm = torch.stack([g.float().square().sum() for g in gradients]).sum().sqrt()
             for total, gradient in zip(expected.values(), gradients, strict=True):
                 total += gradient.float() * (BOUND / 10 / norm).clamp(max=1.0)
         whole, seen = (torch.cat([one[name].flatten() for name in sums]) for one in (expected, sums))
-        assert float((whole - seen).norm() / whole.norm()) < 2e-2
-        if world == 1:
+        assert float((whole - seen).norm() / whole.norm()) < within
+        if world == 1:  # the bound is kept as exactly as float32 can
             assert float(seen.norm()) == pytest.approx(BOUND / 10, rel=1e-6)
 
 

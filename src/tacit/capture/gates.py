@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tacit.capture.guard import LeakGuard
 from tacit.capture.passes import Pass
-from tacit.distributed import Spread
+from tacit.distributed import is_spread
 
 
 class Gate(torch.autograd.Function):
@@ -28,18 +28,17 @@ class Gate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, parameter: Tensor, run: Pass, name: str, guard: LeakGuard) -> Tensor:
         # Only what backward needs to make a gradient of the right kind: not the parameter itself.
-        ctx.settings = run, name, guard, parameter.shape, parameter.dtype, parameter.device, Spread.of(parameter)
+        ctx.settings = run, name, guard, parameter.shape, parameter.dtype, parameter.device
         return torch.zeros((), device=parameter.device)
 
     @staticmethod
     def backward(ctx: Any, _token: Tensor) -> tuple[Tensor, None, None, None]:
-        run, name, guard, shape, dtype, device, spread = ctx.settings
+        run, name, guard, shape, dtype, device = ctx.settings
         total = run.clipped.sum(name)
         if total is None:
             total = torch.zeros(shape, dtype=dtype, device=device)
-        total = total.reshape(shape)
-        if spread is not None:
-            total = spread.sum(total)
+        if not is_spread(total):  # not settled yet
+            total = run.settle(name, total.reshape(shape))
         gradient = total.to(dtype)
         guard.expect(name, gradient, total)
         return gradient, None, None, None

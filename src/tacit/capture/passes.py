@@ -85,6 +85,8 @@ class Clip(Protocol):
         """Who takes the uses of private parameters at once; None if nobody."""
 
 
+Settle = Callable[[str, Tensor], Tensor]
+
 Finish = Callable[["Pass", Mapping[str, list[Use]]], ClippedSums]
 
 Crossings: TypeAlias = "dict[object, list[list[Crossing | None]]]"
@@ -112,6 +114,8 @@ class Pass:
         room: how much may be held until the clip.
         forwards: how many outermost forwards it has seen.
         bounded: its outputs are behind a boundary: two passes will be run.
+        settle: ``settle(name, total)`` makes of a parameter's clipped sum what its gate returns: of a sharded one the
+            shard of the sum over all processes. Whoever has a sum early lets go of the whole by it.
     """
 
     def __init__(
@@ -125,8 +129,10 @@ class Pass:
         synthetic: bool = False,
         units: Units | None = None,
         padding: int = 0,
+        settle: Settle = lambda _, total: total,
     ) -> None:
         self.samples = samples
+        self.settle = settle
         self.padding = padding
         self.units = units
         self.dummy = dummy

@@ -84,7 +84,9 @@ class Session:
         names = Names(dict(self.parameters), dict(others))
         sharded = guard if isinstance(guard, ShardedGuard) else None
         self._runner = Runner(names, self._state_at, apart=apart, never_apart=sharded is not None)
-        self._sharded = None if sharded is None else Sharded(module, names, sharded, self._runner.capture)
+        self._sharded = (
+            None if sharded is None else Sharded(module, self.parameters, names, sharded, self._runner.capture)
+        )
         self._recomputation = Recomputation(self._runner)
         self._at_hand = at_hand
         self._addresses: dict[int, str] | None = None
@@ -329,6 +331,7 @@ class Session:
             synthetic=self.synthetic,
             units=units,
             padding=padding,
+            settle=(lambda _, total: total) if self._sharded is None else self._sharded.settle,
         )
         chosen = {name: self.parameters[name] for name in trainable}
         for name, parameter in chosen.items():

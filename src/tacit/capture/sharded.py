@@ -7,7 +7,8 @@ whole ones must never get a gradient: FSDP would add it up over the processes an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,18 +20,40 @@ from tacit.capture.entrance import Entrance
 from tacit.capture.guard import LeakGuard, changed_in_backward, fingerprint, first_difference, sum_fingerprint
 from tacit.capture.marks import map_tensors, mark_of, set_mark, tensors_in
 from tacit.capture.mode import Capture
-from tacit.distributed import is_spread, sharded_modules
+from tacit.distributed import Spread, check_trained, is_spread, sharded_modules
 from tacit.errors import PrivacyError
 
 
 class ShardedGuard(LeakGuard):
-    """Watches shards, and the whole parameters that forwards run with."""
+    """Watches shards, and the whole parameters that forwards run with.
+
+    Attributes:
+        settled: a checksum over what came to pass, in its order: which parameters' sums were added up over the
+            processes, left their gates, and arrived. Where processes differ in it, sums of different parameters were
+            added to each other, or a backward broke off in one of them after it had sent its sums to the others.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.settled = 0
+        self._checked: set[str] = set()
         self._whole: dict[str, Tensor] = {}
         self._due: dict[str, Tensor] = {}
         self._pairs: list[tuple[str, Tensor, Tensor]] = []
+
+    def watch(self, name: str, parameter: Tensor) -> None:
+        """Watch a trainable shard; also one that was frozen when the model was made private."""
+        if name not in self._checked and isinstance(parameter, nn.Parameter):
+            check_trained(name, parameter)
+            self._checked.add(name)
+        super().watch(name, parameter)
+
+    def note(self, event: str) -> None:
+        self.settled = zlib.crc32(event.encode(), self.settled)
+
+    def expect(self, name: str, gradient: Tensor) -> None:
+        super().expect(name, gradient)
+        self.note(f"gate of {name}")
 
     def _before(self, name: str, parameter: Tensor) -> Callable[[tuple[Tensor, ...]], None]:
         check = super()._before(name, parameter)
@@ -48,6 +71,7 @@ class ShardedGuard(LeakGuard):
             due = self._due.pop(name, None)
             if due is not None and parameter.grad is not None:
                 self._pairs.append((name, due, fingerprint(parameter.grad)))
+                self.note(f"gradient of {name}")
             accept()
 
         return compare
@@ -83,6 +107,7 @@ class ShardedGuard(LeakGuard):
 
     def reset(self) -> None:
         super().reset()
+        self.settled = 0
         self._due.clear()
         self._pairs.clear()
 
@@ -92,12 +117,21 @@ class Sharded:
 
     Args:
         module: the model, whose modules own their shards.
+        parameters: the private parameters by name: shards.
         names: which parameters are private; learns of the whole ones.
         guard: the leak guard.
         capture: the capture.
     """
 
-    def __init__(self, module: nn.Module, names: Names, guard: ShardedGuard, capture: Capture) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        names: Names,
+        guard: ShardedGuard,
+        capture: Capture,
+    ) -> None:
+        self._parameters = parameters
         self._names = names
         self._guard = guard
         self._capture = capture
@@ -114,6 +148,21 @@ class Sharded:
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
+        self._sent.clear()
+
+    def settle(self, name: str, total: Tensor) -> Tensor:
+        """Add up a parameter's clipped sum over all processes, and return this one's shard of it.
+
+        All processes come here with the same parameters in the same order: that of their backwards, and that of gates.
+        """
+        parameter = self._parameters[name]
+        spread = Spread.of(parameter)
+        assert spread is not None  # it would not be watched
+        self._guard.note(f"sum of {name}")
+        wide = torch.promote_types(
+            parameter.dtype, torch.float32
+        )  # the same in all processes, whatever their uses were
+        return spread.sum(total.to(wide).reshape(parameter.shape))
 
     def look(self) -> None:
         """Find the whole parameters that modules own now, in the place of their shards.
@@ -188,7 +237,7 @@ class Sharded:
         for place, value in enumerate(sent):
             if not _is_of_parameters(value):
                 continue
-            if len(given) != len(sent) or given[place].shape != value.shape:
+            if len(given) != len(sent) or not _is_same(given[place], value):
                 raise PrivacyError(
                     f"the inputs of {entrance.path} changed in a hook before its forward, and one of them was made of "
                     "parameters alone: which one it is now cannot be told. Change inputs within a forward."
@@ -224,12 +273,19 @@ def _is_of_parameters(value: Tensor) -> bool:
     return value.requires_grad and mark_of(value) is None
 
 
+def _is_same(value: Tensor, known: Tensor) -> bool:
+    """Whether a tensor has the numbers of another, as far as can be told if FSDP has cast it."""
+    with torch._C.DisableTorchFunction():
+        return value.shape == known.shape and (value.dtype != known.dtype or value.data_ptr() == known.data_ptr())
+
+
 def _mark_again(value: Tensor, before: list[Tensor]) -> None:
     """Give a tensor the mark that it had as one of ``before``."""
-    if mark_of(value) is not None:
+    if mark_of(value) is not None or value.layout != torch.strided:
         return
     memory = _memory(value)
-    marks = [mark for known in before if _memory(known) == memory and (mark := mark_of(known)) is not None]
+    known = [(one, mark) for one in before if (mark := mark_of(one)) is not None and one.layout == torch.strided]
+    marks = [mark for one, mark in known if _memory(one) == memory]
     if marks and all(mark == marks[0] for mark in marks):
         set_mark(value, marks[0])
 

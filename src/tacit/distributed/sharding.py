@@ -164,7 +164,15 @@ def check_sharding(module: nn.Module, private: Mapping[str, nn.Parameter]) -> No
     for name, found in spread.items():
         if found is not None:
             _check_one(name, found)
-    _check_private({name: spread[name] for name, p in private.items() if p.requires_grad}, private)
+    kinds = {(found.mesh, found.sharding) for name in private if (found := spread.get(name)) is not None}
+    if len(kinds) > 1:
+        raise NotImplementedError(
+            "the optimizer's parameters are sharded over different meshes, so that processes hold different numbers of "
+            "shards. Call fully_shard with one mesh for all modules."
+        )
+    for name, parameter in private.items():
+        if parameter.requires_grad:
+            check_trained(name, parameter)
 
 
 def _check_wrappers(module: nn.Module) -> None:
@@ -191,30 +199,27 @@ def _check_one(name: str, spread: Spread) -> None:
         )
 
 
-def _check_private(spread: Mapping[str, Spread | None], parameters: Mapping[str, nn.Parameter]) -> None:
-    whole = [name for name, found in spread.items() if found is None]
-    if whole:
+def check_trained(name: str, parameter: nn.Parameter) -> None:
+    """Raise unless a parameter of a sharded model may be trained.
+
+    Raises:
+        ConfigurationError: it is not spread over the processes, or its type is too small for sums.
+        NotImplementedError: it lies elsewhere than its gradient is computed.
+    """
+    spread = Spread.of(parameter)
+    if spread is None:
         raise ConfigurationError(
-            f"{whole[0]!r} is not sharded, and others are: each process would train it by itself. Call "
+            f"{name!r} is not sharded, and others are: each process would train it by itself. Call "
             "fully_shard(model) on the whole model, without ignored_params, before make_private(); or freeze it."
         )
-    kinds = {(found.mesh, found.sharding) for found in spread.values() if found is not None}
-    if len(kinds) > 1:
+    if parameter.device.type != spread.mesh.device_type:
         raise NotImplementedError(
-            "the trained parameters are sharded over different meshes, so that processes hold different numbers of "
-            "shards. Call fully_shard with one mesh for all modules."
+            f"{name!r} is on {parameter.device.type}, and its gradient is computed on {spread.mesh.device_type}: "
+            "CPUOffloadPolicy is not supported there. Leave offload_policy out."
         )
-    for name, found in spread.items():
-        parameter = parameters[name]
-        assert found is not None
-        if parameter.device.type != found.mesh.device_type:
-            raise NotImplementedError(
-                f"{name!r} is on {parameter.device.type}, and its gradient is computed on {found.mesh.device_type}: "
-                "CPUOffloadPolicy is not supported there. Leave offload_policy out."
-            )
-        if parameter.dtype.itemsize < 4 and world_size() > 1:
-            raise ConfigurationError(
-                f"{name!r} is {parameter.dtype}: its clipped sums would be added up over the processes in that type, "
-                "and rounding would move them by more than one sample may. Keep parameters in float32 and use "
-                "fully_shard(mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16)), or torch.autocast."
-            )
+    if parameter.dtype.itemsize < 4 and spread.mesh.size() > 1:
+        raise ConfigurationError(
+            f"{name!r} is {parameter.dtype}: its clipped sums would be added up over the processes in that type, "
+            "and rounding would move them by more than one sample may. Keep parameters in float32 and use "
+            "fully_shard(mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16)), or torch.autocast."
+        )
