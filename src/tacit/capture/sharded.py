@@ -51,8 +51,8 @@ class ShardedGuard(LeakGuard):
     def note(self, event: str) -> None:
         self.settled = zlib.crc32(event.encode(), self.settled)
 
-    def expect(self, name: str, gradient: Tensor) -> None:
-        super().expect(name, gradient)
+    def expect(self, name: str, gradient: Tensor, total: Tensor) -> None:
+        super().expect(name, gradient, total)
         self.note(f"gate of {name}")
 
     def _before(self, name: str, parameter: Tensor) -> Callable[[tuple[Tensor, ...]], None]:
