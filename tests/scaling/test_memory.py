@@ -39,7 +39,7 @@ def test_the_most_that_is_alive(name, mode, checkpointing):
     survey = surveyed(name)
     estimate = Forecast(survey, setting, DEFAULT_COSTS).estimate
     beside = estimate.total - estimate.state["parameters"]
-    assert 0.9 < beside / alive(name, mode, checkpointing) < 1.35
+    assert 0.9 < beside / alive(name, mode, checkpointing) < 1.7
 
 
 @pytest.mark.choice
@@ -47,7 +47,7 @@ def test_the_most_that_is_alive(name, mode, checkpointing):
 def test_under_autocast(mode):
     setting = Setting(1, mode=Mode(mode), optimizer=Optimizer.sgd)
     estimate = Forecast(surveyed("gpt2", torch.bfloat16), setting, DEFAULT_COSTS).estimate
-    assert 0.85 < (estimate.total - estimate.state["parameters"]) / alive("gpt2", mode, False, half=True) < 1.4
+    assert 0.85 < (estimate.total - estimate.state["parameters"]) / alive("gpt2", mode, False, half=True) < 1.5
 
 
 def test_what_is_there_in_each_step():

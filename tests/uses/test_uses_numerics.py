@@ -142,3 +142,18 @@ def test_squares_of_few_and_of_many_numbers(size: int, scale: float) -> None:
     """Up to ``FEW`` numbers are summed in float64 at once, more in blocks, with care for their range."""
     values = torch.randn(2, size) * scale
     torch.testing.assert_close(sample_squares(values), values.double().square().sum(1), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("T", [2, 16, 64])
+@pytest.mark.parametrize(("d", "p"), [(16, 16), (64, 64), (2048, 128)])
+@pytest.mark.parametrize("apart", [0.005, 0.01, 0.02, 0.05, 0.2, 1.0])
+def test_rounding_makes_no_norm_smaller_than_noise_pays_for(T: int, d: int, p: int, apart: float) -> None:
+    """Positions that nearly cancel, down to where norms are computed again: 2⁻¹² is paid for in all."""
+    signs = torch.ones(T)
+    signs[T // 2 :] = -1
+    a = torch.randn(48, 1, d) + apart * torch.randn(48, T, d)
+    g = (torch.randn(48, 1, p) + apart * torch.randn(48, T, p)) * signs[None, :, None]
+    norms = Outer(a, g, torch.Size((p, d))).squared_norms().sqrt()
+    expected = true_squares(a, g).sqrt()
+    assert float((expected / norms).max()) < 1 + 4e-5
+    assert float((norms / expected).max()) < 1 + 4e-3

@@ -10,7 +10,7 @@ from torch import Tensor
 from tacit.uses.base import Use
 from tacit.uses.dense import Dense
 from tacit.uses.gather import Gather
-from tacit.uses.numerics import cancelled, excessive, sample_squares, wide
+from tacit.uses.numerics import cancelled, cautious, excessive, sample_squares, wide, wide_dtype
 from tacit.uses.outer import Outer
 from tacit.uses.routed import Routed
 from tacit.uses.units import Units
@@ -35,8 +35,11 @@ class TableAndHead(Use):
     def squared_norms(self) -> Tensor:
         table, head = self.table.squared_norms(), self.head.squared_norms()
         squares = table + head + 2 * self._inner_products()
-        bound = (table.sqrt() + head.sqrt()).square()
-        doubtful = cancelled(squares, bound, wide(self.head.a).dtype)
+        precision = wide_dtype(self.head.a)
+        # Not from the norms of both: what cancels within one has left its rounding errors in their product.
+        bound = (_lengths(self.table.g) + self.head.lengths()).square()
+        doubtful = cancelled(squares, bound, precision)
+        squares = cautious(squares, bound, precision)
         if bool(doubtful.any()):
             squares[doubtful] = sample_squares(self._part(doubtful).dense())
         return squares
@@ -83,6 +86,12 @@ class TableAndHead(Use):
 
     def placed(self, first: int, rows: int) -> Use:
         return Dense(self.dense()).placed(first, rows)
+
+
+def _lengths(g: Tensor) -> Tensor:
+    """The sum of the lengths of each sample's rows: ``(B,)``, float64."""
+    total: Tensor = torch.linalg.vector_norm(wide(g), dim=2).sum(1, dtype=torch.float64)
+    return total
 
 
 def join(uses: Sequence[Use]) -> Use:
