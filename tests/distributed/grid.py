@@ -2,13 +2,15 @@
 
 import itertools
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
@@ -101,7 +103,28 @@ class Way:
         return value.detach().clone()
 
 
-WAYS = {"ddp": Way()}
+class Shards(Way):
+    """``fully_shard`` on blocks, and on the model for the rest."""
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+        for block in itertools.chain(*lists) if lists else model.children():
+            if any(True for _ in block.parameters()):
+                fully_shard(block)
+        fully_shard(model)
+        return model
+
+    @contextmanager
+    def held(self, wrapped: Any) -> Iterator[None]:
+        wrapped.set_requires_gradient_sync(False)
+        yield
+        wrapped.set_requires_gradient_sync(True)
+
+    def whole(self, value: Tensor) -> Tensor:
+        return (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
+
+
+WAYS = {"ddp": Way(), "fsdp": Shards()}
 
 
 @dataclass(frozen=True)
@@ -129,8 +152,14 @@ CELLS = [
 ]
 SUBSET = {
     1: [Cell("mlp", "checkpointed", "ghost", 3)],
-    2: [Cell("convnet", "checkpointed", "auto", 3), Cell("gpt2"), Cell("llama", "lora", "ghost", 3)],
-    4: [Cell("convnet", "full", "ghost"), Cell("mlp", "full", "auto", 3)],
+    2: [
+        Cell("convnet", "checkpointed", "auto", 3),
+        Cell("gpt2"),
+        Cell("llama", "lora", "ghost", 3),
+        Cell("gpt2", "checkpointed", "ghost", 1, "fsdp"),
+        Cell("llama", "lora", "auto", 3, "fsdp"),
+    ],
+    4: [Cell("convnet", "full", "ghost"), Cell("mlp", "full", "auto", 3), Cell("convnet", "full", "auto", 3, "fsdp")],
 }
 """What runs with the whole suite."""
 
@@ -202,7 +231,7 @@ def one(world: int, cell: Cell) -> Found:
     for x, y, index in loader:
         optimizer.zero_grad()
         before = {name: way.whole(p) for name, p in named.items() if p.requires_grad}
-        backward(way, model, criterion, (x.chunk(cell.pieces), y.chunk(cell.pieces)))
+        backward(way, model, criterion, (x.tensor_split(cell.pieces), y.tensor_split(cell.pieces)))
         optimizer.step()
         released = {name: way.whole(p.grad) for name, p in named.items() if p.requires_grad}
         found.steps.append((index.tolist(), before, released))
