@@ -84,7 +84,11 @@ def tie(carrier: Tensor, value: Tensor) -> Tensor:
 
 
 def make_carrier(run: Pass, parameters: Mapping[str, Tensor], guard: LeakGuard) -> Tensor:
-    """Return the carrier of a pass over the given trainable parameters (at least one)."""
-    tokens = [Gate.apply(p, run, name, guard) for name, p in parameters.items()]
+    """Return the carrier of a pass over the given trainable parameters (at least one), which the guard then watches."""
+    tokens = []
+    for name, parameter in parameters.items():
+        token = Gate.apply(parameter, run, name, guard)
+        guard.watch(name, parameter, token.grad_fn.next_functions[0][0])  # one that was unfrozen since is new to it
+        tokens.append(token)
     carrier: Tensor = Carrier.apply(run, *tokens)
     return carrier

@@ -36,10 +36,16 @@ class LeakGuard:
         self.unwatched_forward = ""
         self.zeroed = 0
 
-    def watch(self, name: str, parameter: Tensor) -> None:
-        """Watch a trainable parameter. Autograd gives it a new node when its type or device changes."""
+    def watch(self, name: str, parameter: Tensor, node: Any = None) -> None:
+        """Watch a trainable parameter. Autograd gives it a new node when its type or device changes.
+
+        Args:
+            name: its name.
+            parameter: itself.
+            node: the node that accumulates its gradient, if that is known already.
+        """
         refuse_accumulation_hooks(name, parameter)
-        node = get_gradient_edge(parameter).node
+        node = get_gradient_edge(parameter).node if node is None else node
         if self._nodes.get(name) is node:
             return
         self._nodes[name] = node  # autograd forgets hooks with the node

@@ -334,8 +334,6 @@ class Session:
             settle=(lambda _, total: total) if self._sharded is None else self._sharded.settle,
         )
         chosen = {name: self.parameters[name] for name in trainable}
-        for name, parameter in chosen.items():
-            self.guard.watch(name, parameter)  # again, for what was unfrozen since
         carrier = make_carrier(run, chosen, self.guard)
         self._current = run, carrier, key
         return run, carrier

@@ -41,12 +41,12 @@ class ShardedGuard(LeakGuard):
         self._due: dict[str, Tensor] = {}
         self._pairs: list[tuple[str, Tensor, Tensor]] = []
 
-    def watch(self, name: str, parameter: Tensor) -> None:
+    def watch(self, name: str, parameter: Tensor, node: Any = None) -> None:
         """Watch a trainable shard; also one that was frozen when the model was made private."""
         if name not in self._checked and isinstance(parameter, nn.Parameter):
             check_trained(name, parameter)
             self._checked.add(name)
-        super().watch(name, parameter)
+        super().watch(name, parameter, node)
 
     def note(self, event: str) -> None:
         self.settled = zlib.crc32(event.encode(), self.settled)
