@@ -28,9 +28,13 @@ _HOW = (
 )
 
 
+_WHOLE = (Tensor, nn.Parameter)
+
+
 def is_spread(value: Tensor) -> bool:
     """Whether a tensor is a DTensor: spread over processes, or copied to them."""
-    if "torch.distributed.tensor" not in sys.modules:  # importing it takes half a second
+    # Asked of every gradient, several times; and importing DTensor takes half a second.
+    if type(value) in _WHOLE or "torch.distributed.tensor" not in sys.modules:
         return False
     from torch.distributed.tensor import DTensor
 
