@@ -196,7 +196,7 @@ def _generators(attached: Attachment, group: Group | None) -> dict[str, Any]:
     source = user_generator(attached.loader.source)
     noise = attached.noise.state_dict()
     if group is not None and "block" in noise:  # go on behind what any shard has drawn, whoever holds it then
-        noise = {"block": max(one["block"] for one in group.gathered(noise))}
+        noise["block"] = max(group.gathered(noise["block"]))
     return {"noise": noise, "loader": None if source is None else source.get_state()}
 
 

@@ -50,6 +50,10 @@ class GhostClipper:
         self._usual = usual or plain
 
     @property
+    def makes_sums_early(self) -> bool:
+        return True
+
+    @property
     def holds(self) -> bool:
         return self._usual.holds
 
@@ -158,7 +162,7 @@ class _Sums:
             total = use.weighted_sum(self._factors.by_name[name], self._factors.sensitivity)
         known = self._totals.get(name)
         total = total if known is None else known.add_(total)
-        self._totals[name] = total if expected else self._run.settle(name, total)  # no more of it will come
+        self._totals[name] = total if expected else self._run.settle_early(name, total)  # no more will come
 
     def check(self) -> None:
         """Raise unless the second pass saw what the first one saw: its factors bound nothing else.

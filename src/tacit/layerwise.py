@@ -23,6 +23,10 @@ class LayerwiseClipper:
         self._plain = plain
 
     @property
+    def makes_sums_early(self) -> bool:
+        return True
+
+    @property
     def holds(self) -> bool:
         return False
 
@@ -98,7 +102,7 @@ class Groups:
             for name, use in uses.items():
                 kept = use if finite else use.without(~factors.finite)
                 total = kept.weighted_sum(factors.by_name[name], factors.sensitivity)
-                self._sums[name] = self._run.settle(name, total)
+                self._sums[name] = self._run.settle_early(name, total)
         self._closed[group] = factors
 
     def finish(self) -> Groups:

@@ -150,6 +150,10 @@ class Clipper:
         return self._plan().policy
 
     @property
+    def makes_sums_early(self) -> bool:
+        return False
+
+    @property
     def holds(self) -> bool:
         return True
 

@@ -79,6 +79,25 @@ class Scaled(nn.Module):
         return self.layer(x) * scale
 
 
+class Routed(nn.Module):
+    """Experts that each process uses only as its own rows need them, of shapes that differ."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 6), nn.Linear(6, CLASSES)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(6, n), nn.Tanh(), nn.Linear(n, 6)) for n in (4, 5, 6, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        chosen = (x[:, 0] > 0).long() * 2 + (x[:, 1] > 0).long()
+        out = torch.zeros_like(h)
+        for number, expert in enumerate(self.experts):
+            rows = torch.where(chosen == number)[0]
+            if len(rows):
+                out = out.index_add(0, rows, expert(h[rows]))
+        return self.last(out.tanh())
+
+
 class Lent(nn.Module):
     """What is made of a parameter is used in several modules: one of the model's, or another module's."""
 
@@ -110,6 +129,7 @@ class Odd(nn.Module):
 
 MODELS = {
     "odd": Odd,
+    "routed": Routed,
     "lent": lambda: Lent(False),
     "lent by another": lambda: Lent(True),
     "gpt2": lambda: language.gpt2(CLASSES),

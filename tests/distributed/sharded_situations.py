@@ -132,6 +132,12 @@ def changed_inputs(rank: int) -> None:
     step.plain(step.x)
 
 
+def changed_inputs_and_type(rank: int) -> None:
+    step = Step(Case(wrap="shard", model="lent"))
+    step.plain.first.register_forward_pre_hook(lambda _, args: (args[0], (2.0 * args[1]).float()))
+    step.plain(step.x)
+
+
 def checked(rank: int) -> None:
     step = Step(SHARD)
     step.engine.check(lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]), (step.x, step.y))
@@ -315,9 +321,40 @@ def replica_changed_in_one(rank: int) -> None:
 
 def rows_again(rank: int) -> None:
     """Also where FSDP casts inputs, and so copies them."""
+    _twice(model_of("mlp").float())
+
+
+def rows_again_behind_a_hook(rank: int) -> None:
+    """A hook gives the forward one input more."""
+    _twice(Scaled(model_of("mlp").float()))
+
+
+class Scaled(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.register_forward_pre_hook(lambda _, args: (*args, torch.ones(())))
+
+    def forward(self, x: Any, scale: Any) -> Any:
+        return self.net(x) * scale
+
+
+def rows_again_after_evaluation(rank: int) -> None:
+    """Only the parts are sharded, whose hooks have seen other rows last."""
+    plain = model_of("mlp")
+    for part in (plain[0], plain[2]):
+        fully_shard(part, mesh=mesh_of(SHARD))
+    step = Step(SHARD, plain=plain)
+    plain.eval()
+    plain(torch.randn(5, 6).double())
+    plain.train()
+    for _ in range(2):
+        F.cross_entropy(plain(step.x[:1]), step.y[:1]).backward()
+
+
+def _twice(plain: nn.Module) -> None:
     case = Case(wrap="shard")
-    plain = model_of("mlp").float()
-    shard(plain, Case(wrap="shard", shard={"mp_policy": _half()}))
+    fully_shard(plain, mesh=mesh_of(case), mp_policy=_half())
     _, _, loader = PrivacyEngine().make_private(
         module=plain,
         optimizer=torch.optim.SGD(plain.parameters(), lr=0.1),
@@ -380,6 +417,9 @@ SHARDED: list[Callable[[int], None]] = [
     bound_changed_in_one,
     replica_changed_in_one,
     rows_again,
+    rows_again_behind_a_hook,
+    rows_again_after_evaluation,
+    changed_inputs_and_type,
 ]
 
 sharded_words = partial(words, situations=SHARDED)

@@ -88,6 +88,12 @@ def test_sums_are_float32_whatever_modules_run_in(world, kind, within):
             assert float(seen.norm()) == pytest.approx(BOUND / 10, rel=1e-6)
 
 
+def test_experts_that_only_some_processes_use():
+    """What a process settles early must not depend on its rows: others would add another parameter's sum to it."""
+    settings = (("auto", "flat"), ("ghost", "flat"), ("auto", "per_layer"), ("ghost", "per_layer"))
+    compare(2, [Case(wrap="shard", model="routed", nested=False, batch=2, mode=m, clipping=c) for m, c in settings])
+
+
 def test_replicas():
     """HSDP, and parameters of fewer rows than there are processes."""
     cases = [

@@ -55,6 +55,9 @@ WORDS = {
     "bound_changed_in_one": (DIFFER, "max_grad_norm: 0.3 in process 0, 0.6 in process 1"),
     "replica_changed_in_one": (DIFFER, "bits of the parameter '2.weight'"),
     "rows_again": ("SamplingError: rows of this batch were differentiated already",),
+    "rows_again_behind_a_hook": ("PrivacyError: a hook before the forward of the model changed its inputs",),
+    "rows_again_after_evaluation": ("SamplingError: rows of this batch were differentiated already",),
+    "changed_inputs_and_type": ("PrivacyError: the inputs of first changed in a hook",),
 }
 FROM_THE_OTHER = ("clipped_again_in_one",)
 

@@ -267,6 +267,15 @@ class TestSharedKey:
         assert source.reproducible
         assert "reproducible" in source.description
 
+    def test_a_run_goes_on_in_one_process_and_then_in_several_again(self):
+        seen, state = [], {}
+        for key in (self.KEY, None, self.KEY, None):
+            source = NoiseSource(torch.Generator().manual_seed(1), key=key)
+            source.load_state_dict(state)
+            seen += self.numbers(source, (5000,))
+            state = source.state_dict()
+        assert all(not torch.equal(a, b) for number, a in enumerate(seen) for b in seen[:number])
+
     def test_a_forked_process_may_not_use_it(self, monkeypatch):
         source = NoiseSource(key=self.KEY)
         self.numbers(source, (5,))

@@ -81,6 +81,10 @@ class Clip(Protocol):
     def holds(self) -> bool:
         """Whether uses are held until the last of a backward has come."""
 
+    @property
+    def makes_sums_early(self) -> bool:
+        """Whether clipped sums are made before their gates ask for them."""
+
     def early(self, run: Pass) -> EarlyClip | None:
         """Who takes the uses of private parameters at once; None if nobody."""
 
@@ -116,6 +120,7 @@ class Pass:
         bounded: its outputs are behind a boundary: two passes will be run.
         settle: ``settle(name, total)`` makes of a parameter's clipped sum what its gate returns: of a sharded one the
             shard of the sum over all processes. Whoever has a sum early lets go of the whole by it.
+        in_step: the forwards of all processes used the same parameters in the same order.
     """
 
     def __init__(
@@ -133,6 +138,7 @@ class Pass:
     ) -> None:
         self.samples = samples
         self.settle = settle
+        self.in_step = True
         self.padding = padding
         self.units = units
         self.dummy = dummy
@@ -156,6 +162,10 @@ class Pass:
         self._task = -1
         self._left: set[int] = set()
         self._roots: dict[int, int] = {}
+
+    def settle_early(self, name: str, total: Tensor) -> Tensor:
+        """Settle a sum as soon as it is whole, before its gate asks for it: if all processes do so in this order."""
+        return self.settle(name, total) if self.in_step else total
 
     @property
     def clipped_units(self) -> int:

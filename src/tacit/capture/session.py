@@ -164,6 +164,7 @@ class Session:
             self.guard.unwatched_forward = entrance.path
             if self._sharded is not None:
                 self._sharded.look()
+                self._sharded.forget()
             return entrance.inner(*args, **kwargs)
         if current_task() != -1:
             return self._recomputation.run(entrance, args, kwargs, self._device)
@@ -233,6 +234,8 @@ class Session:
             for value in fresh:
                 clear_mark(value)
         run.forwards += 1
+        if self._sharded is not None and self._clip.makes_sums_early:
+            self._sharded.compare(run)
         self._look_after_forward()
         return empty_outputs(out) if samples == 0 else out
 
@@ -268,7 +271,9 @@ class Session:
 
     def _mark_batch(self, entrance: Entrance, tensors: list[Tensor], run: Pass) -> None:
         batch = self._batch_inputs(entrance, tensors, run.samples)
-        own = tensors if self._sharded is None else self._sharded.originals(tensors)
+        own = tensors
+        if self._sharded is not None and not run.dummy:  # that one is made up
+            own = self._sharded.originals(entrance, tensors)
         run.inputs += [known for value, known in zip(tensors, own, strict=True) if batch and value is batch[0]][:1]
         if run.padding > 1:
             check_blank(batch, self._batch_dim, run.padding)

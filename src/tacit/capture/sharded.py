@@ -20,7 +20,8 @@ from tacit.capture.entrance import Entrance
 from tacit.capture.guard import LeakGuard, changed_in_backward, fingerprint, first_difference, sum_fingerprint
 from tacit.capture.marks import map_tensors, mark_of, set_mark, tensors_in
 from tacit.capture.mode import Capture
-from tacit.distributed import Spread, check_trained, is_spread, sharded_modules
+from tacit.capture.passes import Pass
+from tacit.distributed import Spread, check_trained, is_same_everywhere, is_spread, sharded_modules
 from tacit.errors import PrivacyError
 
 
@@ -159,10 +160,17 @@ class Sharded:
         spread = Spread.of(parameter)
         assert spread is not None  # it would not be watched
         self._guard.note(f"sum of {name}")
-        wide = torch.promote_types(
-            parameter.dtype, torch.float32
-        )  # the same in all processes, whatever their uses were
+        wide = torch.promote_types(parameter.dtype, torch.float32)  # in all processes, whatever their uses were
         return spread.sum(total.to(wide).reshape(parameter.shape))
+
+    def compare(self, run: Pass) -> None:
+        """See whether the forwards of all processes used the same parameters, in the same order.
+
+        If not (experts that no token of a batch was sent to), their backwards would settle different sums at once, and
+        all of them wait for their gates, whose order is the same everywhere.
+        """
+        uses = zlib.crc32(repr(list(run.contacts.items())).encode())
+        run.in_step &= is_same_everywhere(uses, next(iter(self._parameters.values())).device)
 
     def look(self) -> None:
         """Find the whole parameters that modules own now, in the place of their shards.
@@ -214,10 +222,26 @@ class Sharded:
             )
         return changed
 
-    def originals(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Inputs of an outermost forward as they were before FSDP's hook cast them."""
+    def originals(self, entrance: Entrance, tensors: list[Tensor]) -> list[Tensor]:
+        """Inputs of an outermost forward as they were before FSDP's hook cast them: rows are told by their memory.
+
+        Raises:
+            PrivacyError: another hook changed them, so that it cannot be told which they were.
+        """
         sent, self._sent = self._sent, []
-        return sent if len(sent) == len(tensors) else tensors
+        if id(entrance.module) not in self._inner or _memories(sent) == _memories(tensors):
+            return tensors
+        if [value.shape for value in sent] != [value.shape for value in tensors]:
+            raise PrivacyError(
+                f"a hook before the forward of {entrance.path} changed its inputs, and fully_shard cast them: which "
+                "rows of memory they came from cannot be told, and so not whether rows are seen twice. Change inputs "
+                "before the call, or within the forward."
+            )
+        return sent
+
+    def forget(self) -> None:
+        """A forward begins that is not private: what its hook was given is of no use."""
+        self._sent.clear()
 
     def received(
         self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -269,14 +293,20 @@ class Sharded:
                 )
 
 
+def _memories(tensors: list[Tensor]) -> list[tuple[Any, ...] | None]:
+    return [_memory(value) if value.layout == torch.strided else None for value in tensors]
+
+
 def _is_of_parameters(value: Tensor) -> bool:
     return value.requires_grad and mark_of(value) is None
 
 
 def _is_same(value: Tensor, known: Tensor) -> bool:
-    """Whether a tensor has the numbers of another, as far as can be told if FSDP has cast it."""
+    """Whether a tensor is another, or what FSDP has cast it to."""
     with torch._C.DisableTorchFunction():
-        return value.shape == known.shape and (value.dtype != known.dtype or value.data_ptr() == known.data_ptr())
+        if value.dtype == known.dtype:
+            return value.shape == known.shape and value.data_ptr() == known.data_ptr()
+        return torch.equal(value.detach(), known.detach().to(value.dtype))
 
 
 def _mark_again(value: Tensor, before: list[Tensor]) -> None:

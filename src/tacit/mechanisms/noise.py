@@ -42,6 +42,7 @@ class NoiseSource:
         self._secure = SecureNormal(None if key is None else derived(key, "noise on the CPU", 16))
         self._ciphers: dict[torch.device, DeviceNormal] = {}
         self._own: dict[torch.device, torch.Generator] = {}
+        self._handed_on: dict[str, Any] = {}
 
     @property
     def description(self) -> str:
@@ -99,13 +100,22 @@ class NoiseSource:
         return torch.Generator(device).manual_seed(seed)
 
     def state_dict(self) -> dict[str, Any]:
-        """The given generator's state. A secret generator is never saved: its state would reveal the noise."""
-        if self.reproducible and self._key is not None:  # the key follows from the generator
-            return {"block": self._secure.next_block}
-        return {"state": self._given.get_state()} if self._given is not None else {}
+        """The given generator's state. A secret generator is never saved: its state would reveal the noise.
+
+        One process draws from the generator, several from a key that follows from it. What was drawn in the other way
+        is handed on: the run may go on in as many processes as it began in.
+        """
+        if not self.reproducible:
+            return {}
+        if self._given is not None:
+            return self._handed_on | {"state": self._given.get_state()}
+        return self._handed_on | {"block": self._secure.next_block}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self.reproducible and self._key is not None and "block" in state:
+        if not self.reproducible:
+            return
+        self._handed_on = dict(state)
+        if self._given is None and "block" in state:
             self._secure.next_block = state["block"]
         if self._given is not None and "state" in state:
             self._given.set_state(state["state"])

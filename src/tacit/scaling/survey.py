@@ -61,6 +61,7 @@ class _NoClip:
     """Uses are taken away before they come to a clip."""
 
     holds = True
+    makes_sums_early = False
 
     def early(self, run: Pass) -> None:
         """Nothing is clipped."""
