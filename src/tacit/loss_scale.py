@@ -63,14 +63,14 @@ class LossScale:
         scale = 1.0 if self._scaler is None else self._scaler.get_scale()
         if scale == 1.0 or not _exact(scale):  # which all processes find together, in check()
             return
-        if guard.are_divided(gradients, scale):
-            for gradient in gradients.values():
-                gradient.mul_(scale)
-            for name, gradient in gradients.items():  # behind all: in DDP's buckets they share one version
-                guard.accept(name, gradient)
-            self._undone = True
+        divided = guard.divided(gradients, scale)
+        for name in divided:
+            gradients[name].mul_(scale)
+        for name in divided:  # behind all: in DDP's buckets they share one version
+            guard.accept(name, gradients[name])
         # A step that was refused may be tried again: the scaler divides once.
-        self._missing = not self._undone and guard.are_divided(gradients, 1.0)
+        self._undone |= bool(divided)
+        self._missing = not self._undone and bool(guard.divided(gradients, 1.0))
 
     def check(self) -> None:
         """Raise unless the step that is being made was made by the scaler, with a scale that can be undone.
