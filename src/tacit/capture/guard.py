@@ -53,7 +53,9 @@ class LeakGuard:
     def _before(self, name: str, parameter: Tensor) -> Callable[[tuple[Tensor, ...]], None]:
         def check(gradients: tuple[Tensor, ...]) -> None:
             refuse_accumulation_hooks(name, parameter)
-            if parameter.grad is not None:
+            if parameter.grad is None:
+                self._unrounded.drop(name)
+            else:
                 try:
                     self.check_untouched({name: parameter.grad})
                 except PrivacyError:
@@ -64,7 +66,7 @@ class LeakGuard:
                 return  # reentrant checkpointing makes zeros for outputs that got no gradient
             if expected is None or _identity(gradients[0]) != expected:
                 raise self.leak(name, alone=expected is None)
-            self._unrounded.arrived(name, self._pending(name, parameter))
+            self._unrounded.arrived(name, parameter.grad)
 
         return check
 
@@ -125,6 +127,7 @@ class LeakGuard:
                     "Change gradients after the noise instead, in a hook of optimizer.register_step_pre_hook; pass a "
                     "GradScaler to make_private(..., grad_scaler=scaler)."
                 )
+            self._unrounded.drop(name)  # cleared, and what it was the rounding of with it
 
     def divided(self, gradients: Mapping[str, Tensor], by: float) -> list[str]:
         """The gradients that the last backward left, all of which were divided by a power of two since.
@@ -175,19 +178,15 @@ class LeakGuard:
 
         It is the gradient itself, or what this is the rounding of.
         """
-        gradient, total = self._pending(name, parameter), self._unrounded.take(name)
+        gradient, total = parameter.grad, self._unrounded.take(name)
         if gradient is None:
             return torch.zeros_like(parameter)
         return gradient.detach() if total is None else total
 
-    def _pending(self, name: str, parameter: Tensor) -> Tensor | None:
-        """A parameter's gradient, None if it was set to zero since its backward."""
-        gradient = parameter.grad
-        if gradient is None or name not in self._unrounded:
-            return gradient
-        record = self._accumulated.get(name)
-        untouched = record is not None and record[0] == _identity(gradient)
-        return gradient if untouched or bool(local(gradient).any()) else None
+    def drop(self, name: str) -> None:
+        """Forget the gradient of a parameter that was frozen since."""
+        self._accumulated.pop(name, None)
+        self._unrounded.drop(name)
 
     def accept(self, name: str, gradient: Tensor) -> None:
         """Take a released gradient for what it is: adding to it, or releasing it again, reveals nothing new."""
