@@ -1,5 +1,6 @@
 """A GradScaler around private training: what is released, and what its scale may depend on."""
 
+import gc
 import math
 import warnings
 from typing import Any
@@ -252,6 +253,37 @@ def test_the_scale_stays_until_the_run_ends():
     assert own.get_scale() == 2.0**16
     run.engine.detach()
     assert (own.get_growth_factor(), own.get_backoff_factor()) == (4.0, 0.25)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_scaler_of_two_runs_is_held_until_both_end(first):
+    own = scaler(growth_factor=4.0, backoff_factor=0.25)
+    runs = [Run(own), Run(own)]
+    for run in runs:
+        run.backward(*run.batch())
+    for run in runs:
+        own.step(run.optimizer)
+    runs[first].engine.detach()
+    own.update()
+    assert (own.get_growth_factor(), own.get_backoff_factor()) == (1.0, 1.0)
+    runs[1 - first].engine.detach()
+    assert (own.get_growth_factor(), own.get_backoff_factor()) == (4.0, 0.25)
+    own.set_growth_factor(8.0)  # which is the user's again
+    for run in runs:
+        run.engine.detach()
+    again = Run(own)
+    assert own.get_growth_factor() == 1.0
+    again.engine.detach()
+    assert (own.get_growth_factor(), own.get_backoff_factor()) == (8.0, 0.25)
+
+
+def test_a_run_that_was_dropped_does_not_hold_its_scaler():
+    own = scaler(growth_factor=4.0)
+    run, other = Run(own), Run(own)
+    del run
+    gc.collect()
+    other.engine.detach()
+    assert own.get_growth_factor() == 4.0
 
 
 def test_a_scaler_that_is_not_enabled_is_none():
