@@ -1,5 +1,6 @@
 """A GradScaler around private training: what is released, and what its scale may depend on."""
 
+import gc
 import math
 import warnings
 from typing import Any
@@ -254,6 +255,37 @@ def test_the_scale_stays_until_the_run_ends():
     assert (own.get_growth_factor(), own.get_backoff_factor()) == (4.0, 0.25)
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_scaler_of_two_runs_is_held_until_both_end(first):
+    own = scaler(growth_factor=4.0, backoff_factor=0.25)
+    runs = [Run(own), Run(own)]
+    for run in runs:
+        run.backward(*run.batch())
+    for run in runs:
+        own.step(run.optimizer)
+    runs[first].engine.detach()
+    own.update()
+    assert (own.get_growth_factor(), own.get_backoff_factor()) == (1.0, 1.0)
+    runs[1 - first].engine.detach()
+    assert (own.get_growth_factor(), own.get_backoff_factor()) == (4.0, 0.25)
+    own.set_growth_factor(8.0)  # which is the user's again
+    for run in runs:
+        run.engine.detach()
+    again = Run(own)
+    assert own.get_growth_factor() == 1.0
+    again.engine.detach()
+    assert (own.get_growth_factor(), own.get_backoff_factor()) == (8.0, 0.25)
+
+
+def test_a_run_that_was_dropped_does_not_hold_its_scaler():
+    own = scaler(growth_factor=4.0)
+    run, other = Run(own), Run(own)
+    del run
+    gc.collect()
+    other.engine.detach()
+    assert own.get_growth_factor() == 4.0
+
+
 def test_a_scaler_that_is_not_enabled_is_none():
     own = GradScaler("cpu", enabled=False)
     plain, run = Run(None), Run(own)
@@ -272,6 +304,85 @@ def test_a_step_that_was_refused_and_is_tried_again():
             run.scaler.step(run.optimizer)
         assert torch.equal(run.gradient, pending)
     assert run.engine.accountant.steps == 0
+
+
+class Factors(nn.Module):
+    """Two tables, of whose gradients all is 0 but four rows each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.users, self.items = nn.Embedding(40_000, 4), nn.Embedding(20_000, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.users(x[:, 0]) * self.items(x[:, 1])).sum(1)
+
+
+def padded() -> nn.Module:
+    """A layer that sees pictures with a black frame: all at its edges is 0 in its gradient."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(1024, 256, bias=False))
+
+
+def sparse_run(model: Any, exponent: int = 16, **settings: Any) -> Run:
+    torch.manual_seed(0)
+    if model is padded:
+        x, y = torch.zeros(4, 32, 32), torch.arange(4)
+        x[:, 2:30, 2:30] = torch.rand(4, 28, 28)
+        criterion: Any = nn.CrossEntropyLoss(reduction="sum")
+    else:
+        x, y = torch.tensor([[3, 5], [3001, 2001], [777, 91], [39_998, 19_999]]), torch.randn(4)
+        criterion = nn.MSELoss(reduction="sum")
+    settings = {"loss_reduction": "sum", "sampling": "full-batch", "max_grad_norm": 1.0} | settings
+    return Run(scaler(exponent), model=model, x=x, y=y, criterion=criterion, **settings)
+
+
+@pytest.mark.parametrize("model", [Factors, padded])
+def test_most_of_a_gradient_is_zero(model):
+    """What was not divided is not multiplied, where every number of a part that is looked at is 0."""
+    past = sparse_run(model)
+    past.backward(*past.batch())
+    pending = past.gradient.clone()
+    assert bool(pending.any())
+    with pytest.raises(ConfigurationError, match="stepped without it"):
+        past.optimizer.step()
+    assert torch.equal(past.gradient, pending)
+    proper = sparse_run(model)
+    proper.backward(*proper.batch()).step()
+    torch.testing.assert_close(proper.gradient, pending, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("model", [Factors, padded])
+def test_most_of_a_gradient_is_zero_and_a_refused_step_is_tried_again(model):
+    run = sparse_run(model, noise_multiplier=1.0)
+    run.engine.budget(1e-3, 1e-5)
+    run.backward(*run.batch())
+    pending = run.gradient.clone()
+    for _ in range(3):
+        with pytest.raises((BudgetError, SamplingError)):
+            run.scaler.step(run.optimizer)
+        assert torch.equal(run.gradient, pending)
+
+
+@pytest.mark.parametrize("clear", [Tensor.zero_, lambda gradient: gradient.data.zero_()])
+def test_one_gradient_that_was_cleared_before_the_step(clear):
+    plain, run = Run(None), Run(scaler())
+    for each in (plain, run):
+        each.backward(*each.batch())
+        clear(each.plain[0].bias.grad)
+        each.step()
+    assert not bool(run.plain[0].bias.grad.any())
+    torch.testing.assert_close(run.gradient, plain.gradient, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:after the first step")
+def test_a_gradient_that_is_zero_is_released_with_the_scaler_or_past_it():
+    for past in (False, True):
+        run = Run(scaler(), noise_multiplier=1.0, sampling="full-batch")
+        x, _ = run.batch()
+        run.scaler.scale((run.model(x) * 0.0).sum()).backward()
+        run.optimizer.step() if past else run.step()
+        assert run.engine.accountant.steps == 1
+        assert bool(run.gradient.any())
+        assert float(run.gradient.abs().max()) < 10 * BOUND
 
 
 def test_empty_batches_are_steps_like_any_other():

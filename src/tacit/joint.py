@@ -15,7 +15,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from tacit.accounting import Accountant, Release
 from tacit.accounting.events import counted
-from tacit.capture import sparse
+from tacit.capture import looked_at
 from tacit.distributed import Group, Sharding, Spread, local
 from tacit.entropy import KEY_BYTES, derived, drawn_key
 from tacit.errors import ConfigurationError
@@ -185,13 +185,19 @@ def pending_facts(parameters: Mapping[str, nn.Parameter]) -> dict[str, object]:
 def gradient_facts(parameters: Mapping[str, nn.Parameter]) -> dict[str, object]:
     """What is pending, by parameter: equal in all processes that hold the same, unless one has cleared its own.
 
-    It is the mean over all processes, or a shard of the sum. Of a large gradient a part is looked at, to the last bit.
+    It is the mean over all processes, or a shard of the sum. Of a large gradient a part may be looked at, to
+    the last bit.
     """
     return {
-        f"bits of the gradient of {name!r}": "none" if p.grad is None else _checksum(sparse(local(p.grad).reshape(-1)))
+        f"bits of the gradient of {name!r}": "none" if p.grad is None else _checksum(_seen(p.grad))
         for name, p in parameters.items()
         if p.requires_grad
     }
+
+
+def _seen(gradient: Tensor) -> Tensor:
+    (seen,) = looked_at(local(gradient).reshape(-1))
+    return seen
 
 
 def _checksum(value: Tensor) -> int:

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
@@ -39,7 +41,6 @@ class LossScale:
 
     def __init__(self, scaler: GradScaler | None) -> None:
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
-        self._before = None if scaler is None or self._scaler is None else _factors(scaler)
         self._undone = False
         self._missing = False
 
@@ -55,6 +56,7 @@ class LossScale:
     def hold(self) -> None:
         """Keep the scale from following the data, also where a loaded state says that it should."""
         if self._scaler is not None:
+            _HELD.setdefault(self._scaler, _Held(_factors(self._scaler))).by.add(self)
             self._scaler.set_growth_factor(1.0)
             self._scaler.set_backoff_factor(1.0)
 
@@ -63,14 +65,14 @@ class LossScale:
         scale = 1.0 if self._scaler is None else self._scaler.get_scale()
         if scale == 1.0 or not _exact(scale):  # which all processes find together, in check()
             return
-        if guard.are_divided(gradients, scale):
-            for gradient in gradients.values():
-                gradient.mul_(scale)
-            for name, gradient in gradients.items():  # behind all: in DDP's buckets they share one version
-                guard.accept(name, gradient)
-            self._undone = True
+        divided = guard.divided(gradients, scale)
+        for name in divided:
+            gradients[name].mul_(scale)
+        for name in divided:  # behind all: in DDP's buckets they share one version
+            guard.accept(name, gradients[name])
         # A step that was refused may be tried again: the scaler divides once.
-        self._missing = not self._undone and guard.are_divided(gradients, 1.0)
+        self._undone |= bool(divided)
+        self._missing = not self._undone and bool(guard.divided(gradients, 1.0))
 
     def check(self) -> None:
         """Raise unless the step that is being made was made by the scaler, with a scale that can be undone.
@@ -92,10 +94,32 @@ class LossScale:
         self._undone = self._missing = False
 
     def detach(self) -> None:
-        """Let the scaler follow the data again."""
-        if self._scaler is not None and self._before is not None:
-            self._scaler.set_growth_factor(self._before[0])
-            self._scaler.set_backoff_factor(self._before[1])
+        """Let the scaler follow the data again, unless another run holds it, too."""
+        held = None if self._scaler is None else _HELD.get(self._scaler)
+        if self._scaler is None or held is None:
+            return
+        held.by.discard(self)
+        if not held.by:
+            self._scaler.set_growth_factor(held.factors[0])
+            self._scaler.set_backoff_factor(held.factors[1])
+            del _HELD[self._scaler]
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A scaler whose scale is held.
+
+    Attributes:
+        factors: its growth and backoff factors, for when nobody holds it any more.
+        by: who holds it. Who is gone without letting go does not count.
+    """
+
+    factors: tuple[float, float]
+    by: WeakSet[LossScale] = field(default_factory=WeakSet)
+
+
+_HELD: WeakKeyDictionary[GradScaler, _Held] = WeakKeyDictionary()
+"""Several runs may share a scaler, as two networks that train each other do."""
 
 
 def check_scaler(scaler: object, parameters: Mapping[str, Tensor]) -> None:

@@ -241,6 +241,8 @@ class Gradients(Protocol):
 
     def accept(self, name: str, gradient: Tensor) -> None: ...
 
+    def drop(self, name: str) -> None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Coming:
@@ -317,6 +319,7 @@ class Releaser:
         coming = self._agree(lambda: self._prepared(trainable))
         for name in self._parameters.keys() - trainable.keys():
             self._parameters[name].grad = None  # frozen since its backward: what is there has no noise
+            self._gradients.drop(name)
         self._record(coming.event, len(coming.draws))
         # The mean over n processes moves by an n-th of the sensitivity.
         std, divisor = coming.std / self._processes, coming.divisor / self._processes

@@ -148,7 +148,18 @@ def zeroed(run: Run) -> None:
     run.model.weight.grad.zero_()
 
 
-@pytest.mark.parametrize("forget", [cleared, cleared_in_place, taken_away, zeroed])
+def zeroed_without_a_trace(run: Run) -> None:
+    run.model.weight.grad.data.zero_()
+
+
+def multiplied_by_zero(run: Run) -> None:
+    torch._foreach_mul_([run.model.weight.grad], 0.0)
+
+
+CLEARED = [taken_away, zeroed, zeroed_without_a_trace, multiplied_by_zero]
+
+
+@pytest.mark.parametrize("forget", [cleared, cleared_in_place, *CLEARED])
 def test_a_sum_lives_as_long_as_its_gradient(monkeypatch, forget):
     x, t = records(torch.bfloat16)
     run = Run(monkeypatch, x, t).backward(0, 5)
@@ -157,10 +168,57 @@ def test_a_sum_lives_as_long_as_its_gradient(monkeypatch, forget):
     torch.testing.assert_close(total, clipped(x[5:9], t[5:9]), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("forget", [taken_away, zeroed])
+@pytest.mark.parametrize("forget", CLEARED)
 def test_a_gradient_that_was_cleared_is_released_as_zero(monkeypatch, forget):
     run = Run(monkeypatch, *records(torch.bfloat16)).backward(0, 5)
     forget(run)
+    assert not bool(run.step().any())
+
+
+def test_a_sum_that_rounds_to_zero_is_released_all_the_same(monkeypatch):
+    x, t = records(torch.float16)
+    run = Run(monkeypatch, x * 2.0**-15, t * 2.0**-15).backward(0, 5)
+    assert not bool(run.shown.any())
+    torch.testing.assert_close(run.step(), clipped(x[:5] * 2.0**-15, t[:5] * 2.0**-15), rtol=1e-5, atol=0)
+
+
+def test_a_sum_does_not_outlive_a_change_of_type(monkeypatch):
+    x, t = records(torch.bfloat16)
+    run = Run(monkeypatch, x, t).backward(0, 5)
+    run.model.weight.grad = None
+    run.model.float()
+    run.rows = x.float(), t.float()
+    total = run.backward(5, 9).step()
+    torch.testing.assert_close(total, clipped(x[5:9], t[5:9]), rtol=1e-5, atol=1e-7)
+
+
+def test_a_sum_does_not_outlive_the_release_before_which_its_parameter_was_frozen():
+    x, _ = records(torch.bfloat16)
+    model, engine = nn.Linear(D, K).bfloat16(), PrivacyEngine()
+    _, optimizer, loader = engine.make_private(
+        module=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.0),
+        data_loader=DataLoader(TensorDataset(x), batch_size=4),
+        noise_multiplier=0.0,
+        max_grad_norm=BOUND,
+        sampling="full-batch",
+    )
+    ((rows,),) = loader
+    model(rows).sum().backward()
+    model.weight.requires_grad_(False)
+    optimizer.step()
+    assert model.weight.grad is None
+    guard = engine._attached.session.guard
+    zeros = torch.zeros_like(model.weight)
+    model.weight.grad = zeros
+    guard.accept("weight", zeros)  # as if they were what a backward has left
+    assert guard.take("weight", model.weight).data_ptr() == zeros.data_ptr()
+
+
+def test_zeros_that_a_reentrant_checkpoint_makes_bring_no_sum_back(monkeypatch):
+    run = Run(monkeypatch, *records(torch.bfloat16)).backward(0, 5)
+    run.model.weight.grad = None
+    (run.model.weight * 0).sum().backward()
     assert not bool(run.step().any())
 
 

@@ -1,7 +1,8 @@
 """Seeing every use of every parameter in unmodified models, and handing clipped sums back to autograd."""
 
 from tacit.capture.averaged import AveragedGuard
-from tacit.capture.guard import LeakGuard, sparse
+from tacit.capture.fingerprints import looked_at
+from tacit.capture.guard import LeakGuard
 from tacit.capture.passes import Clip, ClippedSums, Deposit, EarlyClip, Pass, Term
 from tacit.capture.session import Session
 from tacit.capture.sharded import ShardedGuard
@@ -19,6 +20,6 @@ __all__ = [
     "ShardedGuard",
     "Term",
     "check_index",
+    "looked_at",
     "read_field",
-    "sparse",
 ]

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Variable
 
-from tacit.capture.guard import LeakGuard, changed_in_backward, fingerprint, first_difference, sum_fingerprint
+from tacit.capture.fingerprints import fingerprint, first_difference, sum_fingerprint
+from tacit.capture.guard import LeakGuard, changed_in_backward
 from tacit.errors import PrivacyError
 
 

@@ -8,19 +8,18 @@ goes around it, and fills no ``.grad``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
+from tacit.capture.fingerprints import are_alike, fingerprint, numbers
 from tacit.capture.graphs import nodes_behind
 from tacit.capture.unrounded import UnroundedSums
 from tacit.distributed import local
 from tacit.errors import LeakError, PrivacyError
-
-_LARGE = 2**13
 
 
 class LeakGuard:
@@ -60,7 +59,9 @@ class LeakGuard:
     def _before(self, name: str, parameter: Tensor) -> Callable[[tuple[Tensor, ...]], None]:
         def check(gradients: tuple[Tensor, ...]) -> None:
             refuse_accumulation_hooks(name, parameter)
-            if parameter.grad is not None:
+            if parameter.grad is None:
+                self._unrounded.drop(name)
+            else:
                 try:
                     self.check_untouched({name: parameter.grad})
                 except PrivacyError:
@@ -71,7 +72,7 @@ class LeakGuard:
                 return  # reentrant checkpointing makes zeros for outputs that got no gradient
             if expected is None or _identity(gradients[0]) != expected:
                 raise self.leak(name, alone=expected is None)
-            self._unrounded.arrived(name, self._pending(name, parameter))
+            self._unrounded.arrived(name, parameter.grad)
 
         return check
 
@@ -117,14 +118,12 @@ class LeakGuard:
         Raises:
             PrivacyError: one was changed, or made by something else than a private backward.
         """
-        known = {name: self._accumulated.get(name) for name in gradients}
-        suspects = [n for n, record in known.items() if record is None or record[0] != _identity(gradients[n])]
-        same = [n for n in gradients if n not in suspects]
+        same = [name for name, gradient in gradients.items() if self._is_where_left(name, gradient)]
+        suspects = [name for name in gradients if name not in same]
         if same:
-            then = torch.stack([record[1].cpu() for n in same if (record := known[n]) is not None])
-            now = torch.stack([fingerprint(gradients[n]).cpu() for n in same])
-            alike = torch.isclose(then.double(), now.double(), rtol=1e-5, atol=0.0, equal_nan=True)
-            suspects += [n for n, fine in zip(same, alike.tolist(), strict=True) if not fine]
+            then = [self._accumulated[name][1] for name in same]
+            alike = are_alike(then, [fingerprint(gradients[name]) for name in same]).tolist()
+            suspects += [n for n, fine in zip(same, alike, strict=True) if not fine]
         self.zeroed += len(suspects)  # or else there is an error
         for name in suspects:
             if bool(local(gradients[name]).any()):
@@ -134,21 +133,33 @@ class LeakGuard:
                     "Change gradients after the noise instead, in a hook of optimizer.register_step_pre_hook; pass a "
                     "GradScaler to make_private(..., grad_scaler=scaler)."
                 )
+            self._unrounded.drop(name)  # cleared, and what it was the rounding of with it
 
-    def are_divided(self, gradients: Mapping[str, Tensor], by: float) -> bool:
-        """Whether all gradients are as the last backward left them, but for a division by a power of two.
+    def divided(self, gradients: Mapping[str, Tensor], by: float) -> list[str]:
+        """The gradients that the last backward left, all of which were divided by a power of two since.
 
-        A GradScaler's division leaves no trace beside the numbers; whatever else was written there does.
+        A GradScaler's division leaves no trace beside the numbers; whatever else was written there does. A gradient
+        that is 0 is no evidence of a division, be it that the backward left it so, or that it was cleared.
+
+        Returns:
+            Their names, without those that were cleared; none if one was not divided, or if there is no evidence.
         """
-        known = {name: self._accumulated.get(name) for name in gradients}
-        pairs = [(gradients[n], *record) for n, record in known.items() if record is not None]
-        if len(pairs) < len(gradients) or any(_identity(gradient) != identity for gradient, identity, _ in pairs):
-            return False
-        if not pairs:
-            return True
-        then = torch.stack([norm.double().cpu() for *_, norm in pairs])
-        now = torch.stack([fingerprint(gradient, times=by).double().cpu() for gradient, *_ in pairs])
-        return bool(torch.isclose(now, then, rtol=1e-5, atol=0.0, equal_nan=True).all())
+        if not gradients:
+            return []
+        now = {name: fingerprint(gradient, times=by) for name, gradient in gradients.items()}
+        there = [name for name, number in zip(now, numbers(list(now.values())).tolist(), strict=True) if number != 0]
+        if not there or not all(self._is_where_left(name, gradients[name]) for name in there):
+            return []
+        then = [self._accumulated[name][1] for name in there]
+        alike = are_alike(then, [now[name] for name in there]) & torch.isfinite(numbers(then))
+        if not bool(alike.all()):
+            return []
+        empty = [name for name in gradients if name not in there and self._is_where_left(name, gradients[name])]
+        return there + [name for name in empty if not bool(self._accumulated[name][1])]
+
+    def _is_where_left(self, name: str, gradient: Tensor) -> bool:
+        record = self._accumulated.get(name)
+        return record is not None and record[0] == _identity(gradient)
 
     def check_whole(self, names: Iterable[str]) -> None:
         """Raise unless the gradients of these parameters are those of the whole batch: of all processes."""
@@ -173,19 +184,15 @@ class LeakGuard:
 
         It is the gradient itself, or what this is the rounding of.
         """
-        gradient, total = self._pending(name, parameter), self._unrounded.take(name)
+        gradient, total = parameter.grad, self._unrounded.take(name)
         if gradient is None:
             return torch.zeros_like(parameter)
         return gradient.detach() if total is None else total
 
-    def _pending(self, name: str, parameter: Tensor) -> Tensor | None:
-        """A parameter's gradient, None if it was set to zero since its backward."""
-        gradient = parameter.grad
-        if gradient is None or name not in self._unrounded:
-            return gradient
-        record = self._accumulated.get(name)
-        untouched = record is not None and record[0] == _identity(gradient)
-        return gradient if untouched or bool(local(gradient).any()) else None
+    def drop(self, name: str) -> None:
+        """Forget the gradient of a parameter that was frozen since."""
+        self._accumulated.pop(name, None)
+        self._unrounded.drop(name)
 
     def accept(self, name: str, gradient: Tensor) -> None:
         """Take a released gradient for what it is: adding to it, or releasing it again, reveals nothing new."""
@@ -220,55 +227,12 @@ def refuse_accumulation_hooks(name: str, parameter: Tensor) -> None:
         )
 
 
-def fingerprint(gradient: Tensor, *, times: float = 1.0) -> Tensor:
-    """A number that tells whether a gradient was changed in ways that leave no trace (``.data``, foreach calls).
-
-    Of a large gradient a part is looked at: what scales or clips changes all of it. Of a sharded one it is this
-    process's shard.
-
-    Args:
-        gradient: the gradient.
-        times: a number that it is multiplied by before it is looked at.
-    """
-    working = torch.promote_types(gradient.dtype, torch.float32)
-    seen = local(gradient).detach()
-    if seen.is_contiguous():
-        seen = sparse(seen.view(-1))
-    if times != 1.0:
-        seen = seen * times
-    norm: Tensor = torch.linalg.vector_norm(seen, dtype=working)
-    return norm
-
-
-def sum_fingerprint(parameter: Tensor, *parts: Tensor | None) -> Tensor:
-    """The fingerprint that the sum of ``parts`` has as a gradient of ``parameter``, whatever strides they have."""
-    there = [local(part).detach() for part in parts if part is not None]
-    if local(parameter).is_contiguous():
-        there = [sparse(part.reshape(-1)) for part in there]
-    return fingerprint(sum(there[1:], there[0]))
-
-
-def first_difference(pairs: Sequence[tuple[str, Tensor, Tensor]]) -> str | None:
-    """The first name whose fingerprint is not the one that is due; None if all are."""
-    if not pairs:
-        return None
-    due = torch.stack([one.double().cpu() for _, one, _ in pairs])
-    seen = torch.stack([one.double().cpu() for *_, one in pairs])
-    alike = torch.isclose(due, seen, rtol=1e-5, atol=0.0, equal_nan=True).tolist()
-    return next((name for (name, *_), fine in zip(pairs, alike, strict=True) if not fine), None)
-
-
 def changed_in_backward(name: str) -> str:
     return (
         f"the gradient of {name!r} was changed during backward(), after the clipping and before it was sent to the "
         "other processes or lay in .grad (by a hook on its accumulation, or an assignment to .grad in a hook). The "
         "noise was calibrated for the clipped sum. Remove the hook, and call optimizer.zero_grad()."
     )
-
-
-def sparse(flat: Tensor) -> Tensor:
-    """A part of a large vector: 2¹³ to 2¹⁴ numbers, evenly spread. What scales or clips changes all of it."""
-    return flat[:: flat.numel() // _LARGE] if flat.numel() >= 2 * _LARGE else flat
 
 
 def _identity(value: Tensor) -> tuple[int, int]:

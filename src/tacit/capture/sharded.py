@@ -17,7 +17,8 @@ from torch.autograd.graph import get_gradient_edge
 
 from tacit.capture.contact import Names
 from tacit.capture.entrance import Entrance
-from tacit.capture.guard import LeakGuard, changed_in_backward, fingerprint, first_difference, sum_fingerprint
+from tacit.capture.fingerprints import fingerprint, first_difference, sum_fingerprint
+from tacit.capture.guard import LeakGuard, changed_in_backward
 from tacit.capture.marks import map_tensors, mark_of, set_mark, tensors_in
 from tacit.capture.mode import Capture
 from tacit.capture.passes import Pass

@@ -21,9 +21,6 @@ class UnroundedSums:
         self._arriving: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._sums
-
     def expect(self, name: str, total: Tensor, rounded: Tensor) -> None:
         """A gate has formed ``total`` and hands autograd ``rounded``, of the parameter's shape and type."""
         self._arriving.pop(name, None)
@@ -33,7 +30,8 @@ class UnroundedSums:
     def arrived(self, name: str, before: Tensor | None) -> None:
         """What was expected is about to be added to ``before``, the gradient so far (None if there is none)."""
         total = self._arriving.pop(name, None)
-        if total is None:
+        if total is None:  # the parameter has become wide since
+            self.drop(name)
             return
         known = self._sums.pop(name, None)
         if before is not None:
@@ -42,8 +40,12 @@ class UnroundedSums:
         self._sums[name] = total if before is None or known is None else known.add_(total)
 
     def take(self, name: str) -> Tensor | None:
-        """Take a sum away; None if the gradient is the sum itself."""
+        """Take a sum away; None if the gradient is the sum itself. Its gradient is there, and as it was left."""
         return self._sums.pop(name, None)
+
+    def drop(self, name: str) -> None:
+        """The gradient that was the rounding of a sum is no longer there."""
+        self._sums.pop(name, None)
 
     def clear(self) -> None:
         self._arriving.clear()

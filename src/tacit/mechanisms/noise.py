@@ -11,6 +11,7 @@ from torch import Tensor
 from tacit.entropy import derived, system_generator
 from tacit.mechanisms.device import DeviceNormal, available
 from tacit.mechanisms.secure import Job, SecureNormal
+from tacit.mechanisms.turns import Turns
 
 
 class NoiseSource:
@@ -43,6 +44,7 @@ class NoiseSource:
         self._ciphers: dict[torch.device, DeviceNormal] = {}
         self._own: dict[torch.device, torch.Generator] = {}
         self._handed_on: dict[str, Any] = {}
+        self._turns = Turns()
 
     @property
     def description(self) -> str:
@@ -60,7 +62,14 @@ class NoiseSource:
         return self._secure.next_block, *(cipher.next_block for cipher in self._ciphers.values())
 
     def each(self, jobs: Sequence[Job], device: torch.device) -> None:
-        """Hand normal numbers in float64, of its deviation, to each job, for the parts of its flattened tensor."""
+        """Hand normal numbers in float64, of its deviation, to each job, for the parts of its flattened tensor.
+
+        Threads take turns.
+        """
+        with self._turns.one():
+            self._each(jobs, device)
+
+    def _each(self, jobs: Sequence[Job], device: torch.device) -> None:
         if self._given is None and device.type == "cpu":
             self._secure.each(jobs)
             return

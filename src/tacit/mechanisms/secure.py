@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
 
 from tacit.errors import PrivacyError
+from tacit.mechanisms.turns import Turns
 
 PAIRS = 3 * 2**13
 """Pairs of numbers made at once: their 40 bytes each stay in a core's cache. torch shares nothing so small among its
@@ -123,7 +124,7 @@ _HALF = torch.tensor(2.0**-64, dtype=torch.float64)
 
 
 class SecureNormal:
-    """Fills tensors from one stream. A forked process takes a new key: no two ever share numbers.
+    """Fills tensors from one stream. A forked process takes a new key, and threads take turns: no two share numbers.
 
     Args:
         key: 16 bytes, for processes that shall all make the same numbers, to the last bit: each block depends on its
@@ -139,9 +140,14 @@ class SecureNormal:
         self._process = -1
         self._streams: list[_Stream] = []
         self._pool: ThreadPoolExecutor | None = None
+        self._turns = Turns()
 
     def each(self, jobs: Sequence[Job]) -> None:
         """Call each job's ``finish`` with all of its numbers, a part at a time, in as many threads as torch has."""
+        with self._turns.one():
+            self._each(jobs)
+
+    def _each(self, jobs: Sequence[Job]) -> None:
         self._begin()
         parts: deque[_Part] = deque()
         for job in jobs:

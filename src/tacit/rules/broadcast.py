@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tacit.rules.contact import SENTINEL, Contact, Slot, refuse_double_backward
+from tacit.rules.contact import SENTINEL, Contact, Slot, in_own_types, refuse_double_backward
 from tacit.uses import Dense, Layout
 
 
@@ -32,6 +32,7 @@ class PerSample(torch.autograd.Function):
         return value.expand(samples, *value.shape)
 
     @staticmethod
+    @in_own_types
     def backward(ctx: Any, g: Tensor) -> tuple[None, ...]:
         refuse_double_backward()
         assert len(ctx.saved_tensors) <= 1  # compares them with what was recomputed
@@ -49,6 +50,7 @@ class PerRow(torch.autograd.Function):
         return value.view_as(value)
 
     @staticmethod
+    @in_own_types
     def backward(ctx: Any, g: Tensor) -> tuple[None, ...]:
         refuse_double_backward()
         dim, layout, slot = ctx.settings

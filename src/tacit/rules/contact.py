@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, NoReturn
 
 import torch
@@ -129,6 +130,24 @@ def detached(value: Tensor | None) -> Tensor | None:
 def autocasts(device: torch.device) -> bool:
     """Whether calls on this device choose their types themselves. Some devices ("meta") know no autocast."""
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def in_own_types(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a rule's backward without autocast, which may be on around ``loss.backward()``.
+
+    Each rule keeps what its forward computed with, in the type of its output, in which gradients come. So all types are
+    settled, and autocast would bring a second one in: products that fail, or that are less exact than their operands.
+    """
+
+    @wraps(backward)
+    def run(ctx: Any, *gradients: Tensor) -> Any:
+        device = gradients[0].device
+        if not autocasts(device):
+            return backward(ctx, *gradients)
+        with torch.autocast(device.type, enabled=False):
+            return backward(ctx, *gradients)
+
+    return run
 
 
 def refuse_double_backward() -> None:

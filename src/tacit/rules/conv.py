@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tacit.rules.contact import SENTINEL, Contact, Slot, detached, refuse_double_backward
+from tacit.rules.contact import SENTINEL, Contact, Slot, detached, in_own_types, refuse_double_backward
 from tacit.rules.linear import outer_use
 from tacit.rules.registry import rule_for
 from tacit.uses import TUNER, Dense, Geometry, Layout, Patches, Room, Use, clip_with, gradients, row_gradients, unfold
@@ -52,6 +52,7 @@ class ConvFunction(torch.autograd.Function):
         return y
 
     @staticmethod
+    @in_own_types
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         refuse_double_backward()
         _, x, weight = ctx.saved_tensors

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tacit.rules.contact import SENTINEL, Contact, Slot, detached, refuse_double_backward
+from tacit.rules.contact import SENTINEL, Contact, Slot, detached, in_own_types, refuse_double_backward
 from tacit.rules.conv import FUNCTIONS, spread, weight_use
 from tacit.rules.registry import rule_for
 from tacit.uses import Dense, Geometry, Layout
@@ -47,6 +47,7 @@ class ConvTransposeFunction(torch.autograd.Function):
         return y
 
     @staticmethod
+    @in_own_types
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         refuse_double_backward()
         _, x, weight = ctx.saved_tensors

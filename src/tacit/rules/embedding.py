@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tacit.errors import ConfigurationError
-from tacit.rules.contact import SENTINEL, Contact, Slot, refuse_double_backward
+from tacit.rules.contact import SENTINEL, Contact, Slot, in_own_types, refuse_double_backward
 from tacit.rules.registry import methods, rule_for
 from tacit.uses import Gather, Layout
 
@@ -36,6 +36,7 @@ class EmbeddingFunction(torch.autograd.Function):
         return y
 
     @staticmethod
+    @in_own_types
     def backward(ctx: Any, g: Tensor) -> tuple[None, ...]:
         refuse_double_backward()
         _, ids = ctx.saved_tensors

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tacit.rules.contact import SENTINEL, Contact, Slot, refuse_double_backward
+from tacit.rules.contact import SENTINEL, Contact, Slot, in_own_types, refuse_double_backward
 from tacit.rules.registry import methods, rule_for
 from tacit.uses import Layout, Routed
 
@@ -34,6 +34,7 @@ class GroupedFunction(torch.autograd.Function):
         return y
 
     @staticmethod
+    @in_own_types
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         refuse_double_backward()
         _, x, weight, expert = ctx.saved_tensors

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tacit.rules.broadcast import broadcast
-from tacit.rules.contact import SENTINEL, Contact, Slot, detached, refuse_double_backward
+from tacit.rules.contact import SENTINEL, Contact, Slot, detached, in_own_types, refuse_double_backward
 from tacit.rules.registry import rule_for
 from tacit.uses import (
     TUNER,
@@ -53,6 +53,7 @@ class LinearFunction(torch.autograd.Function):
         return y.detach()  # with three dimensions and a bias, y is a view, which no in-place call may follow
 
     @staticmethod
+    @in_own_types
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         refuse_double_backward()
         _, x, weight = ctx.saved_tensors

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tacit.errors import MixingError
-from tacit.rules.contact import SENTINEL, Contact, Slot, autocasts, detached, refuse_double_backward
+from tacit.rules.contact import SENTINEL, Contact, Slot, autocasts, detached, in_own_types, refuse_double_backward
 from tacit.rules.registry import rule_for
 from tacit.uses import Dense, Layout
 
@@ -37,6 +37,7 @@ class LayerNormFunction(torch.autograd.Function):
         return y  # type: ignore[no-any-return]
 
     @staticmethod
+    @in_own_types
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         refuse_double_backward()
         _, x, weight, bias, mean, rstd = ctx.saved_tensors
@@ -122,6 +123,7 @@ class GroupNormFunction(torch.autograd.Function):
         return y  # type: ignore[no-any-return]
 
     @staticmethod
+    @in_own_types
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         refuse_double_backward()
         _, x, weight, mean, rstd = ctx.saved_tensors

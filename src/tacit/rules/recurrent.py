@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tacit.rules.broadcast import per_sample
-from tacit.rules.contact import SENTINEL, Contact, Slot, refuse_double_backward
+from tacit.rules.contact import SENTINEL, Contact, Slot, in_own_types, refuse_double_backward
 from tacit.rules.linear import least_of_outer, record_outer
 from tacit.rules.recurrent_cells import Cell, GruCell, LstmCell, PlainCell, Sequences, Weights
 from tacit.rules.registry import rule_for
@@ -52,6 +52,7 @@ class RecurrentFunction(torch.autograd.Function):
         return out
 
     @staticmethod
+    @in_own_types
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         refuse_double_backward()
         _, x, h0, c0, lengths, y, *values = ctx.saved_tensors

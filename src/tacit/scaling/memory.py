@@ -69,9 +69,7 @@ def state(survey: Survey, setting: Setting) -> dict[str, int]:
         found["parameters gathered for the moment"] = survey.itemsize * gathered_at_once(survey)
     elif survey.itemsize < MASTER:
         found["copies of weights that autocast makes"] = survey.itemsize * survey.numbers
-    if setting.sharded and setting.mode in (Mode.ghost, Mode.per_layer):
-        found["clipped sums that wait for their gates"] = whole
-    elif setting.sharded and setting.mode is Mode.auto:
+    if setting.sharded and setting.mode is not Mode.plain:
         found["one clipped sum of full size"] = MASTER * max(shape.numel() for shape in survey.parameters.values())
     elif setting.sharded:
         root, blocks = root_and_blocks(survey)

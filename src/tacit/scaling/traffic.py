@@ -10,6 +10,8 @@ from tacit.scaling.survey import Survey
 
 CHECK, CHECK_SHARDED = 16, 32
 """Bytes that processes compare before a release. With shards, what all share and what one shard's holders do."""
+COMPARED_USES = 8
+"""And after a forward, where sums of shards are added up before all have been made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,8 @@ def traffic(survey: Survey, setting: Setting) -> list[Traffic]:
     found = _sharded(survey, setting) if setting.sharded else [_ring("all-reduce of gradients", survey.trained, n)]
     if setting.mode is not Mode.plain:
         check = CHECK_SHARDED if setting.sharded else CHECK
+        if setting.sharded and setting.mode is not Mode.auto:
+            check += COMPARED_USES
         found.append(Traffic("what is compared before a release", check, check * (n - 1)))
     return found
 

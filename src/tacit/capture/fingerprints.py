@@ -1,0 +1,83 @@
+"""Numbers that tell whether a gradient was changed in ways that leave no trace (``.data``, calls on lists)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tacit.distributed import local
+
+_LARGE = 2**13
+_BLOCK = 2**22
+
+
+def fingerprint(gradient: Tensor, *, times: float = 1.0) -> Tensor:
+    """The norm of a gradient, or of a part of it; see :func:`looked_at`. Of a sharded one it is this process's shard.
+
+    It is 0 only if the whole gradient is, as far as float32 can square its numbers (below 1e-23 it cannot).
+
+    Args:
+        gradient: the gradient.
+        times: a number that it is multiplied by before it is looked at.
+    """
+    seen = local(gradient).detach()
+    return _norm([seen.view(-1)], times) if seen.is_contiguous() else _strided_norm(seen, times)
+
+
+def sum_fingerprint(parameter: Tensor, *parts: Tensor | None) -> Tensor:
+    """The fingerprint that the sum of ``parts`` has as a gradient of ``parameter``, whatever strides they have."""
+    there = [local(part).detach() for part in parts if part is not None]
+    if local(parameter).is_contiguous():
+        return _norm([part.reshape(-1) for part in there], 1.0)
+    return fingerprint(sum(there[1:], there[0]))
+
+
+def looked_at(*parts: Tensor) -> Sequence[Tensor]:
+    """What is looked at of the sum of vectors, as vectors whose sum it is.
+
+    Of large ones on a CPU it is some 2¹³ numbers, evenly spread: what scales or clips changes all. (All of an embedding
+    of 50,000 rows would cost a tenth of its step.) If these are all 0, as they may be where most of a gradient is, they
+    tell nothing, and all numbers are looked at. Other devices always look at all: to ask them first costs more.
+    """
+    first = parts[0]
+    if first.numel() < 2 * _LARGE or first.device.type != "cpu":
+        return parts
+    # An odd step comes past every column of a matrix whose rows have a power of two.
+    step = first.numel() // _LARGE | 1
+    seen = sum((part[::step] for part in parts[1:]), first[::step])
+    return [seen] if bool(seen.any()) else parts
+
+
+def first_difference(pairs: Sequence[tuple[str, Tensor, Tensor]]) -> str | None:
+    """The first name whose fingerprint is not the one that is due; None if all are."""
+    if not pairs:
+        return None
+    alike = are_alike([due for _, due, _ in pairs], [seen for *_, seen in pairs]).tolist()
+    return next((name for (name, *_), fine in zip(pairs, alike, strict=True) if not fine), None)
+
+
+def are_alike(some: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+    """Which fingerprints are those of the same numbers, but for rounding. Two that are 0 are alike, and tell little."""
+    return torch.isclose(numbers(some), numbers(others), rtol=1e-5, atol=0.0, equal_nan=True)
+
+
+def numbers(prints: Sequence[Tensor]) -> Tensor:
+    """Fingerprints, be they on several devices, as one vector."""
+    return torch.stack([one.to(prints[0].device) for one in prints]).cpu().double()
+
+
+def _norm(parts: Sequence[Tensor], times: float) -> Tensor:
+    """The norm of a sum of vectors, in blocks: a large sum is never formed, and float32 adds up few numbers at once."""
+    norms = [
+        _strided_norm(sum(blocks[1:], blocks[0]), times)
+        for blocks in zip(*(part.split(_BLOCK) for part in looked_at(*parts)), strict=True)
+    ]
+    return norms[0] if len(norms) == 1 else _strided_norm(torch.stack(norms), 1.0)
+
+
+def _strided_norm(value: Tensor, times: float) -> Tensor:
+    working = torch.promote_types(value.dtype, torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(value if times == 1.0 else value * times, dtype=working)
+    return norm
