@@ -1,12 +1,13 @@
 """What processes compare tells apart what must not differ."""
 
+import pytest
 import torch
 from torch import nn
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from tacit.accounting import create_accountant
 from tacit.distributed import Group
-from tacit.joint import Checksums, data_facts, run_facts, shared_key
+from tacit.joint import Checksums, data_facts, gradient_facts, run_facts, shared_key
 
 DATA = TensorDataset(torch.arange(200_000.0).reshape(50_000, 4), torch.arange(50_000))
 
@@ -42,6 +43,18 @@ def test_checksums_see_the_last_bit_and_come_round_to_every_parameter():
     with torch.no_grad():
         other.bias[1] = torch.nextafter(other.bias[1], torch.tensor(9.0))
     assert sum(mine.facts() != theirs.facts() for _ in range(2)) == 1
+
+
+@pytest.mark.parametrize("place", [0, 1, 19, 32767])
+def test_gradients_that_differ_in_one_number_are_told_apart(place):
+    """Of large ones a part is looked at, but not where all that is looked at is 0: in a table with few rows used."""
+    tables = [nn.Embedding(512, 64) for _ in range(2)]
+    for table in tables:
+        table.weight.grad = torch.zeros_like(table.weight)
+    facts = [gradient_facts(dict(table.named_parameters())) for table in tables]
+    assert facts[0] == facts[1]
+    tables[0].weight.grad.view(-1)[place] = 1.0
+    assert gradient_facts(dict(tables[0].named_parameters())) != facts[1]
 
 
 def test_one_process_needs_no_key():
