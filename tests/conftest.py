@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tacit.errors import MemoryBudgetError
 from tacit.testing import ExactnessReport, check_exactness, private_gradients
-from tacit.uses import DEFAULT_COSTS, TUNER
+from tacit.uses import DEFAULT_COSTS, TUNER, costs_of
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 6e-2}
 
@@ -134,6 +134,8 @@ def _same_rates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setattr("tacit.uses.rates.measured", lambda *_: DEFAULT_COSTS)
+        for dtype in (torch.float32, torch.float64):  # before a test's process of its own measures and keeps others
+            costs_of(torch.device("cpu"), dtype)
         yield
 
 
