@@ -81,6 +81,29 @@ def test_one_pass_keeps_the_bound_all_the_same(between):
     assert float(total.norm()) <= BOUND * (1 + 1e-12)
 
 
+class Difference(nn.Module):
+    """One layer, called twice: what is left of both is far smaller than either."""
+
+    NEARLY = 1e-9
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, CLASSES, bias=False)
+
+    def forward(self, x):
+        one = checkpoint(lambda x: self.layer(x * (1 + self.NEARLY * random.random())), x, use_reentrant=False)
+        return (one - self.layer(x)) / self.NEARLY
+
+
+@WAYS
+def test_a_small_difference_of_what_cancels_is_refused(way):
+    """Each of the two uses is as it was, to 1e-9; their sum is another."""
+    random.seed(0)
+    _, model, _, criterion, x, y = private(Difference(), **way)
+    with pytest.raises(PrivacyError, match="the second of two passes"):
+        criterion(model(x), y).backward()
+
+
 @WAYS
 def test_torch_randomness_that_is_kept_is_no_difference(way):
     def drops(self, h):

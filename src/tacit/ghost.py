@@ -145,6 +145,7 @@ class _Sums:
         self._run = run
         self._seen = {name: list(several) for name, several in seen.items()}
         self._pairs: list[tuple[Fingerprint, Fingerprint]] = []
+        self._most: list[Tensor] = []
         self._factors = factors
         self._dropped = None if bool(factors.finite.all()) else ~factors.finite
         self._totals: dict[str, Tensor] = {}
@@ -155,6 +156,7 @@ class _Sums:
             raise _differ(name)
         with FullPrecision(use.device):
             self._pairs.append((expected.pop(0), Fingerprint(use)))
+        self._most.append(self._most_of(name))
         (use,) = by_unit([use], self._run)
         if self._dropped is not None:
             use = use.without(self._dropped)
@@ -164,6 +166,12 @@ class _Sums:
         total = total if known is None else known.add_(total)
         self._totals[name] = total if expected else self._run.settle_early(name, total)  # no more will come
 
+    def _most_of(self, name: str) -> Tensor:
+        """How long each row's gradient may be at most that its factor lets through: ``(B,)``."""
+        factors = self._factors.by_name[name]
+        units = self._run.units
+        return self._factors.sensitivity / (factors if units is None else factors[units.owner])
+
     def check(self) -> None:
         """Raise unless the second pass saw what the first one saw: its factors bound nothing else.
 
@@ -171,7 +179,7 @@ class _Sums:
             PrivacyError: it did not.
         """
         missing = [name for name, several in self._seen.items() if several]
-        if missing or (self._pairs and bool(any_differ(self._pairs))):
+        if missing or (self._pairs and bool(any_differ(self._pairs, self._most))):
             raise _differ(missing[0] if missing else "some parameter")
 
     def sum(self, name: str) -> Tensor | None:
@@ -182,6 +190,7 @@ def _differ(name: str) -> PrivacyError:
     return PrivacyError(
         f"the second of two passes over one forward saw other gradients of {name} than the first, whose norms bound "
         "them: a checkpoint that draws random numbers of its own (Python's, NumPy's, or preserve_rng_state=False), a "
-        "hook that counts its calls, or a backward that writes into the gradient it was given. Leave that out, or use "
+        "hook that counts its calls, a backward that writes into the gradient it was given, or sums whose order "
+        "is left to chance (atomics of a GPU: torch.use_deterministic_algorithms(True)). Leave that out, or use "
         'grad_sample_mode="auto" without a memory_budget, where one pass is run.'
     )

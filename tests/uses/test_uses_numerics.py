@@ -156,4 +156,34 @@ def test_rounding_makes_no_norm_smaller_than_noise_pays_for(T: int, d: int, p: i
     norms = Outer(a, g, torch.Size((p, d))).squared_norms().sqrt()
     expected = true_squares(a, g).sqrt()
     assert float((expected / norms).max()) < 1 + 4e-5
-    assert float((norms / expected).max()) < 1 + 4e-3
+    assert float((norms / expected).max()) < 1 + 4e-2
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_looked_up_rows_that_cancel_are_summed_as_they_were_normed(tied: bool) -> None:
+    """Terms of 2²⁶ and 1 of one row: in float32 their sum is 0 or 8, as they come."""
+    weights = torch.tensor([2.0**26, 1.0, -(2.0**26), -0.5])
+    g = weights[None, :, None] * torch.tensor([1.0, -2.0, 3.0])
+    ids = torch.ones(1, 4, dtype=torch.long)
+    uses: list[Use] = [Gather(ids, g, 5)]
+    if tied:
+        uses.append(Outer(torch.full((1, 1, 3), 0.25), torch.full((1, 1, 5), 0.5), torch.Size((5, 3))))
+    use = join(uses)
+    dense = torch.zeros(1, 5, 3, dtype=torch.float64)
+    dense[0, 1] = g.double()[0].sum(0)
+    dense += 0.125 if tied else 0
+    norms = use.squared_norms().sqrt()
+    torch.testing.assert_close(norms, dense.square().sum((1, 2)).sqrt(), rtol=1e-5, atol=0)
+    bound = 1e-3
+    total = sum(each.weighted_sum(bound / norms, bound) for each in uses)
+    torch.testing.assert_close(total.double(), (bound / norms)[:, None] * dense[0], rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(use.weighted_sum(bound / norms, bound), total, rtol=1e-4, atol=1e-9, check_dtype=False)
+
+
+def test_rows_that_nearly_are_one_vector() -> None:
+    """Their products all round the same way, T² times."""
+    a, g = torch.full((4, 256, 256), 1 / 3), torch.full((4, 256, 8), 0.7)
+    a += 3e-3 * torch.randn_like(a)
+    g = (g + 3e-3 * torch.randn_like(g)) * (torch.arange(256) % 2 * 2 - 1)[None, :, None]
+    norms = Outer(a, g, torch.Size((8, 256))).squared_norms().sqrt()
+    assert float((true_squares(a, g).sqrt() / norms).max()) < 1 + 1e-4

@@ -30,14 +30,14 @@ _FAMILIES: list[tuple[Follower, str]] = [
     (families.permute, "transpose swapaxes swapdims permute movedim moveaxis t adjoint transpose_ t_"),
     (families.right, "expand expand_as broadcast_to"),
     (families.repeated, "repeat tile"),
-    (families.constant, "new_zeros new_ones new_empty new_full new_tensor size numel dim stride"),
+    (families.constant, "new new_zeros new_ones new_empty new_full new_tensor size numel dim stride"),
     (
         families.reduce,
         "sum mean amax amin max min argmax argmin prod norm logsumexp std var any all median nansum nanmean "
         "nanmedian count_nonzero aminmax std_mean var_mean",
     ),
     (families.unbind, "unbind"),
-    (families.pieces, "chunk split split_with_sizes tensor_split"),
+    (families.pieces, "chunk split split_with_sizes tensor_split unsafe_chunk unsafe_split unsafe_split_with_sizes"),
     (families.joined, "cat concat concatenate"),
     (families.stack, "stack"),
     (families.interleave, "repeat_interleave"),
@@ -60,24 +60,26 @@ _FAMILIES: list[tuple[Follower, str]] = [
         "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
         "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d lp_pool1d lp_pool2d "
         "interpolate upsample grid_sample affine_grid pixel_shuffle pixel_unshuffle local_response_norm "
-        "channel_shuffle native_channel_shuffle lp_pool3d max_unpool1d max_unpool2d max_unpool3d fractional_max_pool2d "
+        "channel_shuffle native_group_norm "
+        "native_channel_shuffle lp_pool3d max_unpool1d max_unpool2d max_unpool3d fractional_max_pool2d "
         "fractional_max_pool3d max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices "
         "adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices "
         "fractional_max_pool2d_with_indices fractional_max_pool3d_with_indices",
     ),
     (families.loss, "cross_entropy nll_loss"),
-    (families.trailing, "layer_norm rms_norm"),
+    (families.trailing, "layer_norm rms_norm native_layer_norm"),
     (families.padded, "pad constant_pad_nd"),
     (
         rowwise.matrices,
-        "inverse pinverse matrix_exp matrix_power cholesky cholesky_inverse det logdet slogdet qr svd lu tril triu",
+        "inverse pinverse matrix_exp matrix_power cholesky cholesky_inverse det logdet slogdet qr svd lu "
+        "tril triu tril_ triu_",
     ),
-    (rowwise.vectors, "multinomial"),
+    (rowwise.vectors, "multinomial _sample_dirichlet"),
     (rowwise.cells, "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"),
     (families.attention, "scaled_dot_product_attention"),
     (families.along(1), "softmax log_softmax softmin cumsum cumprod cummax cummin logcumsumexp flip glu gather"),
     (routed.ordered, "sort argsort"),
-    (families.along(1, -1), "diff"),
+    (families.along(2, -1), "diff"),
     (routed.places, "nonzero where argwhere"),
     (families.along(2), "roll"),
     (families.along(2, 1), "normalize"),

@@ -41,12 +41,13 @@ binary_cross_entropy binary_cross_entropy_with_logits gaussian_nll_loss hinge_em
 margin_ranking_loss mse_loss poisson_nll_loss smooth_l1_loss soft_margin_loss
 """.split()
 _COPIES = """
-__deepcopy__ alias_copy bfloat16 bool broadcast_tensors byte cdouble cfloat chalf char clone contiguous copy_ cpu cuda
-detach detach_ detach_copy double fill_ float half int long pin_memory requires_grad_ short to type type_as zero_
-empty_like full_like ones_like zeros_like rand_like randn_like randint_like
+__deepcopy__ alias_copy as_tensor bfloat16 bool broadcast_tensors byte cdouble cfloat chalf char clone contiguous copy_
+cpu cuda detach detach_ detach_copy double fill_ float half int long pin_memory requires_grad_ short to type type_as
+zero_ empty_like full_like ones_like zeros_like rand_like randn_like randint_like
 """.split()
 _RANDOM = """
-bernoulli bernoulli_ binomial cauchy_ exponential_ geometric_ log_normal_ normal normal_ poisson random_ uniform_
+_standard_gamma bernoulli bernoulli_ binomial cauchy_ exponential_ geometric_ log_normal_ normal normal_ poisson random_
+uniform_
 """.split()
 
 

@@ -39,7 +39,7 @@ def add_gaussian_noise(
 
     * a sample's own factor and gradient: norms are summed in blocks or in float64, factors and products rounded to
       float32: under 2⁻¹⁸ (proved for blocks of up to 2⁵ partial sums, each rounded to 2⁻²⁴). Norms from Gram matrices
-      whose terms nearly cancel are raised by more than rounding was seen to take off: measured, under 2e-5;
+      whose terms nearly cancel are raised by more than rounding was seen to take off; of others it is under 1e-4;
     * the order in which float32 sums up the others, which a sample more may change, and with several processes, in
       which of them: measured, under 6e-5 for batches of up to 1024, of one process or several
       (`tests/mechanisms/test_rounding.py`). No bound that holds for all data is known that is of use.

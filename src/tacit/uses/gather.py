@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tacit.uses.base import Use, zero_samples
 from tacit.uses.dense import Dense
-from tacit.uses.numerics import sample_squares, wide
+from tacit.uses.numerics import cancelled, excessive, sample_squares, wide, wide_dtype
 from tacit.uses.units import Units
 
 
@@ -19,8 +19,8 @@ class Gather(Use):
         self.g = g
         self.samples = ids.shape[0]
         self.shape = torch.Size((rows, g.shape[2]))
-
         self._segments: tuple[Tensor, Tensor] | None = None
+        self._lengths: Tensor | None = None
 
     def segments(self) -> tuple[Tensor, Tensor]:
         """Return the distinct rows of each sample and their summed gradients.
@@ -44,15 +44,34 @@ class Gather(Use):
     def parts(self) -> tuple[Tensor, ...]:
         return self.ids, self.g
 
-    def squared_norms(self) -> Tensor:
-        return sample_squares(self.segments()[1])
+    def lengths(self) -> Tensor:
+        """The sum of the lengths of each sample's gradients: ``(B,)``, float64."""
+        if self._lengths is None:
+            self._lengths = torch.linalg.vector_norm(wide(self.g), dim=2).sum(1, dtype=torch.float64)
+        return self._lengths
 
-    def weighted_sum(self, factors: Tensor, limit: float) -> Tensor:  # noqa: ARG002  see below
-        # From the sums whose norm was taken: terms of one row that cancel do so within their sample.
+    def squared_norms(self) -> Tensor:
+        """Those of the sums; again in float64 where gradients of one row cancel."""
+        squares = sample_squares(self.segments()[1])
+        doubtful = cancelled(squares, self.lengths().square(), wide_dtype(self.g))
+        if bool(doubtful.any()):
+            squares[doubtful] = sample_squares(self._in_double(doubtful).segments()[1])
+        return squares
+
+    def weighted_sum(self, factors: Tensor, limit: float) -> Tensor:
+        apart = excessive(self.lengths(), factors, limit)
+        if not bool(apart.any()):
+            return self._sum(factors)
+        return self._sum(factors.masked_fill(apart, 0)).add_(self._in_double(apart)._sum(factors[apart]))
+
+    def _sum(self, factors: Tensor) -> Tensor:
         rows, sums = self.segments()
         weighted = sums * factors.to(sums.dtype)[:, None, None]
         total = torch.zeros(self.shape, dtype=sums.dtype, device=sums.device)
         return total.index_add_(0, rows.flatten(), weighted.flatten(0, 1))
+
+    def _in_double(self, chosen: Tensor) -> Gather:
+        return Gather(self.ids[chosen], self.g[chosen].double(), self.shape[0])
 
     def dense(self) -> Tensor:
         g = wide(self.g)

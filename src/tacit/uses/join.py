@@ -10,7 +10,7 @@ from torch import Tensor
 from tacit.uses.base import Use
 from tacit.uses.dense import Dense
 from tacit.uses.gather import Gather
-from tacit.uses.numerics import cancelled, cautious, excessive, sample_squares, wide, wide_dtype
+from tacit.uses.numerics import cancelled, cautious, excessive, sample_squares, sizes, wide, wide_dtype
 from tacit.uses.outer import Outer
 from tacit.uses.routed import Routed
 from tacit.uses.units import Units
@@ -34,22 +34,23 @@ class TableAndHead(Use):
 
     def squared_norms(self) -> Tensor:
         table, head = self.table.squared_norms(), self.head.squared_norms()
-        squares = table + head + 2 * self._inner_products()
+        products = self._products()
+        squares = table + head + 2 * products.sum((1, 2), dtype=torch.float64)
         precision = wide_dtype(self.head.a)
         # Not from the norms of both: what cancels within one has left its rounding errors in their product.
-        bound = (_lengths(self.table.g) + self.head.lengths()).square()
+        bound = (self.table.lengths() + self.head.lengths()).square()
         doubtful = cancelled(squares, bound, precision)
-        squares = cautious(squares, bound, precision)
+        squares = cautious(squares, table + head + 2 * sizes(products), precision)
         if bool(doubtful.any()):
             squares[doubtful] = sample_squares(self._part(doubtful).dense())
         return squares
 
-    def _inner_products(self) -> Tensor:
-        # ⟨E, H⟩ = sum_{t,s} g_head[s, id_t] (g_table[t] · a[s])
+    def _products(self) -> Tensor:
+        # (B, T, T); their sum is ⟨E, H⟩ = sum_{t,s} g_head[s, id_t] (g_table[t] · a[s])
         a, g = wide(self.head.a), wide(self.head.g)
         products = torch.bmm(a, wide(self.table.g).to(a.dtype).transpose(1, 2))
         picked = g.gather(2, self.table.ids[:, None, :].expand(-1, g.shape[1], -1))
-        return products.mul_(picked).sum((1, 2), dtype=torch.float64)
+        return products.mul_(picked)
 
     def _part(self, chosen: Tensor) -> TableAndHead:
         table = Gather(self.table.ids[chosen], self.table.g[chosen].double(), self.shape[0])
@@ -57,7 +58,7 @@ class TableAndHead(Use):
         return TableAndHead(table, head)
 
     def weighted_sum(self, factors: Tensor, limit: float) -> Tensor:
-        lengths = self.head.lengths() + self.table.squared_norms().sqrt()
+        lengths = self.head.lengths() + self.table.lengths()
         apart = excessive(lengths, factors, limit)
         if not bool(apart.any()):
             return self.table.weighted_sum(factors, limit) + self.head.weighted_sum(factors, limit)
@@ -86,12 +87,6 @@ class TableAndHead(Use):
 
     def placed(self, first: int, rows: int) -> Use:
         return Dense(self.dense()).placed(first, rows)
-
-
-def _lengths(g: Tensor) -> Tensor:
-    """The sum of the lengths of each sample's rows: ``(B,)``, float64."""
-    total: Tensor = torch.linalg.vector_norm(wide(g), dim=2).sum(1, dtype=torch.float64)
-    return total
 
 
 def join(uses: Sequence[Use]) -> Use:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tacit.uses.base import Use, zero_samples
 from tacit.uses.cost import Asked
 from tacit.uses.dense import Dense
-from tacit.uses.numerics import cancelled, cautious, excessive, out_of_range, sample_squares, wide
+from tacit.uses.numerics import cancelled, cautious, excessive, out_of_range, sample_squares, sizes, wide
 from tacit.uses.units import Units
 
 
@@ -108,7 +108,7 @@ class Outer(Use):
         doubtful = cancelled(squares, lengths.square(), a.dtype)
         if a.dtype == torch.float32:
             doubtful |= out_of_range(a_squares.sum(1)) | out_of_range(g_squares.sum(1)) | out_of_range(squares)
-        squares = cautious(squares, lengths.square(), a.dtype)
+        squares = cautious(squares, sizes(grams), a.dtype)
         if not bool(doubtful.any()):  # else they may be mostly rounding error, too
             self._lengths = lengths
         return self._in_double(squares, doubtful)

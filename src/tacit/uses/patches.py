@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tacit.uses.base import Use, zero_samples
 from tacit.uses.dense import Dense
-from tacit.uses.numerics import cancelled, cautious, excessive, out_of_range, sample_squares, wide
+from tacit.uses.numerics import cancelled, cautious, excessive, out_of_range, sample_squares, sizes, wide
 from tacit.uses.units import Units
 
 
@@ -62,7 +62,7 @@ class Patches(Use):
         doubtful = cancelled(squares, lengths.square(), x.dtype)
         if x.dtype == torch.float32:
             doubtful |= out_of_range(a_squares.sum(1)) | out_of_range(g_squares.sum(1)) | out_of_range(squares)
-        squares = cautious(squares, lengths.square(), x.dtype)
+        squares = cautious(squares, sizes(patches), x.dtype)
         if bool(doubtful.any()):
             squares[doubtful] = sample_squares(self._part(doubtful).dense())
         return squares

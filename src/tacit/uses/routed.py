@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tacit.uses.base import Use, zero_samples
 from tacit.uses.dense import Dense
-from tacit.uses.numerics import cancelled, cautious, excessive, out_of_range, sample_squares, wide
+from tacit.uses.numerics import cancelled, cautious, excessive, out_of_range, sample_squares, sizes, wide
 from tacit.uses.units import Units
 
 
@@ -41,7 +41,7 @@ class Routed(Use):
         doubtful = cancelled(squares, lengths.square(), a.dtype)
         if a.dtype == torch.float32:
             doubtful |= out_of_range(squares) | out_of_range(sample_squares(a)) | out_of_range(sample_squares(g))
-        squares = cautious(squares, lengths.square(), a.dtype)
+        squares = cautious(squares, sizes(products), a.dtype)
         if bool(doubtful.any()):
             squares[doubtful] = sample_squares(self._part(doubtful).dense())
         return squares
