@@ -14,7 +14,7 @@ import torch
 from tacit.errors import PrivacyError
 from tacit.mechanisms import NoiseSource, add_gaussian_noise
 from tacit.mechanisms.gaussian import ROUNDING, grid_of
-from tacit.mechanisms.secure import PAIRS, READY, Job, SecureNormal, box_muller
+from tacit.mechanisms.secure import KEYED_PAIRS, PAIRS, READY, Job, SecureNormal, box_muller
 
 LARGE = 2 * PAIRS
 
@@ -160,7 +160,8 @@ def test_threads_of_the_rest_are_as_they_were():
 @pytest.mark.parametrize("key", [None, bytes(16)])
 def test_threads_share_no_numbers_and_leave_none_out(key):
     source = SecureNormal(key)
-    out = torch.full((40 * LARGE + 5,), float("nan"), dtype=torch.float64)
+    block = 2 * (PAIRS if key is None else KEYED_PAIRS)
+    out = torch.full((40 * block + 5,), float("nan"), dtype=torch.float64)
     times = torch.zeros(len(out), dtype=torch.int8)
 
     def finish(numbers, part):
@@ -214,17 +215,17 @@ def test_a_process_that_was_forked_while_a_thread_drew_draws_too():
 
 
 def test_an_error_in_any_thread_is_raised_when_all_have_stopped():
-    source, running = SecureNormal(), []
+    source, running = SecureNormal(bytes(16)), []
 
     def finish(numbers, part):
         running.append(part.start)
-        if part.start == 6 * LARGE:
+        if part.start == 12 * KEYED_PAIRS:
             raise OverflowError
 
     with pytest.raises(OverflowError):
-        with_threads(3, lambda: source.each([Job(40 * LARGE, finish)]))
+        with_threads(3, lambda: source.each([Job(80 * KEYED_PAIRS, finish)]))
     count = len(running)
-    source.each([Job(LARGE, lambda *_: None)])
+    source.each([Job(2 * KEYED_PAIRS, lambda *_: None)])
     assert len(running) == count
 
 
@@ -287,7 +288,7 @@ class TestSharedKey:
             source = NoiseSource(key=self.KEY)
             made = [with_threads(number, lambda source=source: self.numbers(source, counts)) for _ in range(2)]
             found.append([*made[0], *made[1]])
-            assert source.position == (2 * (1 + 1 + -(-300_001 // LARGE)),)
+            assert source.position == (2 * (1 + 1 + -(-300_001 // (2 * KEYED_PAIRS))),)
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
         first, again = found[0][:3], found[0][3:]
         assert not any(torch.equal(a, b) for a, b in zip(first, again, strict=True))

@@ -23,9 +23,12 @@ from torch import Tensor
 from tacit.errors import PrivacyError
 from tacit.mechanisms.turns import Turns
 
-PAIRS = 3 * 2**13
-"""Pairs of numbers made at once: their 40 bytes each stay in a core's cache. torch shares nothing so small among its
-threads, whose meetings would cost more than the numbers: each thread of ours makes blocks of its own."""
+PAIRS = 2**16
+"""Pairs of numbers made at once: enough for torch to share among its threads, whose memory they then stay in."""
+
+KEYED_PAIRS = 3 * 2**13
+"""The same with a given key: so few that torch shares nothing, and numbers do not depend on how many threads it has.
+Threads of ours make blocks of their own. (They stand in the way of torch's, which wait for work by spinning.)"""
 
 READY = 2**12
 """Small tensors are served from as many numbers that lie ready."""
@@ -59,20 +62,21 @@ class _Part:
 
 
 class _Stream:
-    """The numbers of one key, made in one thread."""
+    """The numbers of one key, from one thread."""
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, most: int) -> None:
         self._key = algorithms.AES128(key)
+        self._most = most
         self.go_to(0)
-        self._zeros = memoryview(bytes(16 * PAIRS))
-        self._raw = bytearray(16 * PAIRS + 15)
-        self._words = torch.frombuffer(self._raw, dtype=torch.int64, count=2 * PAIRS)
-        self._spaces = [torch.empty(PAIRS, dtype=torch.float64) for _ in range(3)]
+        self._zeros = memoryview(bytes(16 * most))
+        self._raw = bytearray(16 * most + 15)
+        self._words = torch.frombuffer(self._raw, dtype=torch.int64, count=2 * most)
+        self._spaces = [torch.empty(most, dtype=torch.float64) for _ in range(3)]
         self._ready = torch.empty(0, dtype=torch.float64)
 
     def go_to(self, number: int) -> None:
         """Go to the block with this number: each has more of the counter than it can use."""
-        start = (number * 2 * PAIRS).to_bytes(16, "big")
+        start = (number * 2 * self._most).to_bytes(16, "big")
         self._cipher = Cipher(self._key, modes.CTR(start)).encryptor()
 
     def some(self, count: int) -> Tensor:
@@ -90,7 +94,7 @@ class _Stream:
             start += len(half)
 
     def _block(self, count: int, deviation: float) -> tuple[Tensor, Tensor]:
-        """``count`` ≤ 2 · PAIRS normal numbers in two halves, in memory that the next call overwrites."""
+        """``count`` ≤ 2 · ``most`` normal numbers in two halves, in memory that the next call overwrites."""
         pairs = (count + 1) // 2
         self._cipher.update_into(self._zeros[: 16 * pairs], self._raw)
         words = self._words[: 2 * pairs].view(2, pairs)
@@ -136,6 +140,7 @@ class SecureNormal:
 
     def __init__(self, key: bytes | None = None) -> None:
         self._key = key
+        self._pairs = PAIRS if key is None else KEYED_PAIRS
         self.next_block = 0
         self._process = -1
         self._streams: list[_Stream] = []
@@ -143,7 +148,7 @@ class SecureNormal:
         self._turns = Turns()
 
     def each(self, jobs: Sequence[Job]) -> None:
-        """Call each job's ``finish`` with all of its numbers, a part at a time, in as many threads as torch has."""
+        """Call each job's ``finish`` with all of its numbers, a part at a time; with a key, in as many threads as torch has."""
         with self._turns.one():
             self._each(jobs)
 
@@ -154,10 +159,10 @@ class SecureNormal:
             if self._key is None and job.count <= READY:
                 job.finish(self._streams[0].some(job.count) * job.deviation, slice(0, job.count))
                 continue
-            for start in range(0, job.count, 2 * PAIRS):
-                parts.append(_Part(job, start, min(2 * PAIRS, job.count - start), self.next_block))
+            for start in range(0, job.count, 2 * self._pairs):
+                parts.append(_Part(job, start, min(2 * self._pairs, job.count - start), self.next_block))
                 self.next_block += 1
-        threads = min(torch.get_num_threads(), len(parts))
+        threads = 1 if self._key is None else min(torch.get_num_threads(), len(parts))
         if threads > 1:
             self._share(parts, threads)
         elif parts:
@@ -188,7 +193,7 @@ class SecureNormal:
             stream.make(part)
 
     def _new_stream(self) -> _Stream:
-        return _Stream(self._key or secrets.token_bytes(16))
+        return _Stream(self._key or secrets.token_bytes(16), self._pairs)
 
     def _begin(self) -> None:
         if self._streams and self._process == os.getpid():
