@@ -148,7 +148,7 @@ class SecureNormal:
         self._turns = Turns()
 
     def each(self, jobs: Sequence[Job]) -> None:
-        """Call each job's ``finish`` with all of its numbers, a part at a time; with a key, in as many threads as torch has."""
+        """Call each job's ``finish`` with all of its numbers, a part at a time: with a key in several threads."""
         with self._turns.one():
             self._each(jobs)
 
