@@ -147,6 +147,7 @@ def test_no_call_that_is_followed_mixes_samples(kind, shape):
     assert not found
 
 
+@pytest.mark.filterwarnings("ignore:torch.qr is deprecated")
 @pytest.mark.parametrize(
     "function", [torch.inner, torch.isin, torch.qr, torch.gradient, Tensor.__reversed__, torch.inverse]
 )
