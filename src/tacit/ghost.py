@@ -154,13 +154,12 @@ class _Sums:
         expected = self._seen.get(name)
         if not expected:
             raise _differ(name)
+        self._most.append(self._most_of(name))
         with FullPrecision(use.device):
             self._pairs.append((expected.pop(0), Fingerprint(use)))
-        self._most.append(self._most_of(name))
-        (use,) = by_unit([use], self._run)
-        if self._dropped is not None:
-            use = use.without(self._dropped)
-        with FullPrecision(use.device):
+            (use,) = by_unit([use], self._run)
+            if self._dropped is not None:
+                use = use.without(self._dropped)
             total = use.weighted_sum(self._factors.by_name[name], self._factors.sensitivity)
         known = self._totals.get(name)
         total = total if known is None else known.add_(total)

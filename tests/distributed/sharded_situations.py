@@ -4,10 +4,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import situations
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from scenarios import BOUND, Case, loader_of, mesh_of, model_of, shard
+from scenarios import BOUND, Case, mesh_of, model_of, shard
 from situations import Step, attach, words
 from torch import nn
 from torch.autograd.graph import get_gradient_edge
@@ -206,16 +207,8 @@ def changed_in_backward(rank: int) -> None:
         weight.grad.to_local().mul_(3.0)
 
     node.register_hook(triple)
-    _, optimizer, loader = PrivacyEngine().make_private(
-        module=plain,
-        optimizer=torch.optim.SGD(plain.parameters(), lr=0.1),
-        data_loader=loader_of(SHARD),
-        noise_multiplier=0.0,
-        max_grad_norm=BOUND,
-    )
-    x, y, _ = next(iter(loader))
-    F.cross_entropy(plain(x), y).backward()
-    optimizer.step()
+    step = Step(SHARD, plain=plain)
+    step.backward().optimizer.step()
 
 
 def broken_off_in_one(rank: int) -> None:
@@ -288,13 +281,7 @@ def zeroed_in_one(rank: int) -> None:
 
 
 def repeated_in_one(rank: int) -> None:
-    """One process begins anew and again, and the other keeps what it had from it before."""
-    step = Step(SHARD)
-    for part in (slice(0, 1), slice(1, None)):
-        if rank == 0:
-            step.optimizer.zero_grad()
-        step.criterion(step.model(step.x[part]), step.y[part]).backward()
-    step.optimizer.step()
+    situations.repeated_in_one(rank, SHARD)
 
 
 def frozen_in_one(rank: int) -> None:
@@ -353,19 +340,11 @@ def rows_again_after_evaluation(rank: int) -> None:
 
 
 def _twice(plain: nn.Module) -> None:
-    case = Case(wrap="shard")
-    fully_shard(plain, mesh=mesh_of(case), mp_policy=_half())
-    _, _, loader = PrivacyEngine().make_private(
-        module=plain,
-        optimizer=torch.optim.SGD(plain.parameters(), lr=0.1),
-        data_loader=loader_of(case),
-        noise_multiplier=0.0,
-        max_grad_norm=BOUND,
-    )
-    x, y, _ = next(iter(loader))
-    x = x.float()
+    fully_shard(plain, mesh=mesh_of(SHARD), mp_policy=_half())
+    step = Step(SHARD, plain=plain)
+    x = step.x.float()
     for _ in range(2):
-        F.cross_entropy(plain(x[:1]).float(), y[:1]).backward()
+        F.cross_entropy(plain(x[:1]).float(), step.y[:1]).backward()
 
 
 def _half() -> Any:

@@ -239,9 +239,9 @@ def emptied_in_one(rank: int) -> None:
     step.optimizer.step()
 
 
-def repeated_in_one(rank: int) -> None:
+def repeated_in_one(rank: int, case: Case = Case()) -> None:  # noqa: B008
     """One process begins anew and again, and the other keeps what it had from it before."""
-    step = Step()
+    step = Step(case)
     for part in (slice(0, 1), slice(1, None)):
         if rank == 0:
             step.optimizer.zero_grad()

@@ -57,10 +57,15 @@ def found():
 
 
 def test_every_situation_is_refused_in_every_process(found):
-    assert WORDS.keys() == {situation.__name__ for situation in SITUATIONS}
-    for name, parts in WORDS.items():
+    check(found, WORDS, SITUATIONS, FROM_THE_OTHER)
+
+
+def check(found, words, situations, from_the_other):
+    """Each situation was refused with its words; process 0 may know of those of process 1."""
+    assert words.keys() == {situation.__name__ for situation in situations}
+    for name, parts in words.items():
         for rank, one in enumerate(found):
             expected = parts
-            if name in FROM_THE_OTHER and rank == 0:
+            if name in from_the_other and rank == 0:
                 expected = ("DistributedError: process 1 stopped", *parts)
             assert all(part in one[name] for part in expected), (name, rank, one[name])

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Variable
 
-from tacit.capture.fingerprints import fingerprint, first_difference, sum_fingerprint
-from tacit.capture.guard import LeakGuard, changed_in_backward
+from tacit.capture.fingerprints import fingerprint, sum_fingerprint
+from tacit.capture.guard import LeakGuard
 from tacit.errors import PrivacyError
 
 
@@ -109,10 +109,7 @@ class AveragedGuard(LeakGuard):
                 "a backward() did not come to its end, so that what is in .grad is neither one process's sum nor the "
                 "mean of all. Call optimizer.zero_grad() and run the batch again."
             )
-        changed = first_difference(self._pairs)
-        if changed is not None:
-            self.broken = True
-            raise PrivacyError(changed_in_backward(changed))
+        self.refuse_changed(self._pairs)
         apart = sorted(self._apart.intersection(names))
         if apart and self._required:
             raise PrivacyError(

@@ -70,11 +70,11 @@ _FAMILIES: list[tuple[Follower, str]] = [
     (families.trailing, "layer_norm rms_norm native_layer_norm"),
     (families.padded, "pad constant_pad_nd"),
     (
-        rowwise.matrices,
+        rowwise.within(2),
         "inverse pinverse matrix_exp matrix_power cholesky cholesky_inverse det logdet slogdet qr svd lu "
         "tril triu tril_ triu_",
     ),
-    (rowwise.vectors, "multinomial _sample_dirichlet"),
+    (rowwise.within(1), "multinomial _sample_dirichlet"),
     (rowwise.cells, "lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"),
     (families.attention, "scaled_dot_product_attention"),
     (families.along(1), "softmax log_softmax softmin cumsum cumprod cummax cummin logcumsumexp flip glu gather"),

@@ -8,14 +8,14 @@ goes around it, and fills no ``.grad``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from tacit.capture.fingerprints import are_alike, fingerprint, numbers
+from tacit.capture.fingerprints import are_alike, fingerprint, first_difference, numbers
 from tacit.capture.graphs import nodes_behind
 from tacit.capture.unrounded import UnroundedSums
 from tacit.distributed import local
@@ -118,8 +118,9 @@ class LeakGuard:
         Raises:
             PrivacyError: one was changed, or made by something else than a private backward.
         """
-        same = [name for name, gradient in gradients.items() if self._is_where_left(name, gradient)]
-        suspects = [name for name in gradients if name not in same]
+        where_left = {name: self._is_where_left(name, gradient) for name, gradient in gradients.items()}
+        same = [name for name, found in where_left.items() if found]
+        suspects = [name for name, found in where_left.items() if not found]
         if same:
             then = [self._accumulated[name][1] for name in same]
             alike = are_alike(then, [fingerprint(gradients[name]) for name in same]).tolist()
@@ -156,6 +157,18 @@ class LeakGuard:
             return []
         empty = [name for name in gradients if name not in there and self._is_where_left(name, gradients[name])]
         return there + [name for name in empty if not bool(self._accumulated[name][1])]
+
+    def refuse_changed(self, pairs: Sequence[tuple[str, Tensor, Tensor]]) -> None:
+        """Raise if a gradient's fingerprint in a backward was not the one that was due: ``(name, due, seen)``."""
+        name = first_difference(pairs)
+        if name is None:
+            return
+        self.broken = True
+        raise PrivacyError(
+            f"the gradient of {name!r} was changed during backward(), after the clipping and before it was sent to the "
+            "other processes or lay in .grad (by a hook on its accumulation, or an assignment to .grad in a hook). The "
+            "noise was calibrated for the clipped sum. Remove the hook, and call optimizer.zero_grad()."
+        )
 
     def _is_where_left(self, name: str, gradient: Tensor) -> bool:
         record = self._accumulated.get(name)
@@ -225,14 +238,6 @@ def refuse_accumulation_hooks(name: str, parameter: Tensor) -> None:
             f"{name!r} has a post-accumulate-grad hook (as for an optimizer step inside backward): it would see, and "
             "could use, the gradient before the noise. Remove it; step hooks of the optimizer run after the noise."
         )
-
-
-def changed_in_backward(name: str) -> str:
-    return (
-        f"the gradient of {name!r} was changed during backward(), after the clipping and before it was sent to the "
-        "other processes or lay in .grad (by a hook on its accumulation, or an assignment to .grad in a hook). The "
-        "noise was calibrated for the clipped sum. Remove the hook, and call optimizer.zero_grad()."
-    )
 
 
 def _identity(value: Tensor) -> tuple[int, int]:

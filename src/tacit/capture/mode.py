@@ -40,7 +40,6 @@ _ASKS = frozenset(
     ]
 )
 """What a tensor is, and nothing of its numbers. Models ask this more often than they compute."""
-_READS_NOTHING = frozenset([Tensor.size, Tensor.dim, Tensor.detach, Tensor.numel, Tensor.stride])
 _FACTORIES = frozenset([torch.zeros, torch.ones, torch.empty, torch.arange, torch.rand, torch.randn])
 _FORM_ONLY = frozenset([Tensor.expand_as, Tensor.view_as, Tensor.reshape_as, Tensor.type_as, Tensor.to])
 _NOT_IN_PLACE = ("__invert__", "__index__", "__int__", "__iter__")
@@ -174,7 +173,7 @@ class Capture(TorchFunctionMode):
         """Refuse what a module that runs on single samples takes from outside: it would belong to all of them."""
         if func in _BATCH_NORMS or func in _INSTANCE_NORMS:
             self._refuse_statistics(func, args, kwargs)
-        if func in _READS_NOTHING or (func.__name__ == "__get__" and func not in VIEW_GETTERS):
+        if func is Tensor.detach or (func.__name__ == "__get__" and func not in VIEW_GETTERS):
             return
         for value in tensors_in((args, kwargs)):
             foreign = id(value) in self.names.private or (self.apart == "strict" and value.requires_grad)
@@ -233,7 +232,7 @@ class Capture(TorchFunctionMode):
 
 
 def _only_asks(func: Callable[..., Any]) -> bool:
-    return func.__name__ == "__get__" or func is Tensor.size
+    return func.__name__ == "__get__"
 
 
 def _sort(values: Any, marked: list[Tensor], trainable: list[Tensor]) -> None:

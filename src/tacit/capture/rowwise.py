@@ -6,18 +6,17 @@ from typing import Any
 
 from torch import Tensor
 
-from tacit.capture.families import first_operand
+from tacit.capture.families import Follower, first_operand
 from tacit.uses import Layout
 
 
-def matrices(_f: Any, source: Tensor, layout: Layout, _args: Any, _kwargs: Any, out: Tensor) -> Layout | None:
-    """Inverses and factorizations of the last two dimensions."""
-    return layout if layout.dim < source.dim() - 2 and layout.fits(out.shape) else None
+def within(dims: int) -> Follower:
+    """Calls that work within the last ``dims`` dimensions: on vectors, or on matrices (inverses, factorizations)."""
 
+    def follower(_f: Any, source: Tensor, layout: Layout, _args: Any, _kwargs: Any, out: Tensor) -> Layout | None:
+        return layout if layout.dim < source.dim() - dims and layout.fits(out.shape) else None
 
-def vectors(_f: Any, source: Tensor, layout: Layout, _args: Any, _kwargs: Any, out: Tensor) -> Layout | None:
-    """Calls that work on the last dimension."""
-    return layout if layout.dim < source.dim() - 1 and layout.fits(out.shape) else None
+    return follower
 
 
 def cells(_f: Any, source: Tensor, layout: Layout, _args: Any, _kwargs: Any, out: Tensor) -> Layout | None:
@@ -25,11 +24,7 @@ def cells(_f: Any, source: Tensor, layout: Layout, _args: Any, _kwargs: Any, out
     return layout if layout.dim == 0 and source.dim() == 2 and layout.fits(out.shape) else None
 
 
-def bags(_f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out: Tensor) -> Layout | None:
+def bags(f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out: Tensor) -> Layout | None:
     """``F.embedding_bag`` of ids (B, T) and weights for them; with offsets the ids of all bags lie in one row."""
-    ids = first_operand(args, kwargs)
-    return (
-        layout
-        if layout.dim == 0 and source.dim() == 2 and source.shape == ids.shape and layout.fits(out.shape)
-        else None
-    )
+    by_bag = source.shape == first_operand(args, kwargs).shape
+    return cells(f, source, layout, args, kwargs, out) if by_bag else None

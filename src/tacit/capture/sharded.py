@@ -17,8 +17,8 @@ from torch.autograd.graph import get_gradient_edge
 
 from tacit.capture.contact import Names
 from tacit.capture.entrance import Entrance
-from tacit.capture.fingerprints import fingerprint, first_difference, sum_fingerprint
-from tacit.capture.guard import LeakGuard, changed_in_backward
+from tacit.capture.fingerprints import fingerprint, sum_fingerprint
+from tacit.capture.guard import LeakGuard
 from tacit.capture.marks import map_tensors, mark_of, set_mark, tensors_in
 from tacit.capture.mode import Capture
 from tacit.capture.passes import Pass
@@ -97,10 +97,7 @@ class ShardedGuard(LeakGuard):
 
     def check_whole(self, names: Iterable[str]) -> None:
         """Raise unless all gradients came through gates, which add them up over all processes, and stayed so."""
-        changed = first_difference(self._pairs)
-        if changed is not None:
-            self.broken = True
-            raise PrivacyError(changed_in_backward(changed))
+        self.refuse_changed(self._pairs)
         self._pairs.clear()
         for name in names:
             whole = self._whole.get(name)
@@ -213,7 +210,7 @@ class Sharded:
         What is derived from parameters goes past that hook: pulled back through it, it would free the module's own.
         """
         inside = self._capture.frame is not None and torch.is_grad_enabled()
-        self._sent = list(tensors_in((args, kwargs))) if torch.is_grad_enabled() else []
+        self._sent = tensors_in((args, kwargs)) if torch.is_grad_enabled() else []
         self._capture.seen = [] if inside else None
         if not inside or not any(map(_is_of_parameters, self._sent)):
             return None
@@ -254,7 +251,7 @@ class Sharded:
         if self._capture.seen is None:
             return args, kwargs
         sent, seen, self._sent, self._capture.seen = self._sent, self._capture.seen, [], None
-        given = list(tensors_in((args, kwargs)))
+        given = tensors_in((args, kwargs))
         with torch._C.DisableTorchFunction():
             for value in given:
                 _mark_again(value, [*sent, *seen])

@@ -12,12 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from tacit.commands.options import AsJson
-from tacit.scaling.setting import Mode, Optimizer, Setting, Sharding
+from tacit.scaling.setting import GIB, Mode, Optimizer, Setting, Sharding
 
 if TYPE_CHECKING:
     from tacit.scaling.forecast import Forecast
 
-_GIB = 2**30
 _WIDTH = 120
 
 
@@ -71,7 +70,7 @@ def plan_command(
     model = build(config, _dtype(dtype))
     found = survey(model, token_loss(model, config, batch_size, length))
     setting = Setting(world_size, sharding, Mode(mode.value), optimizer)
-    forecast = Forecast(found, setting, _costs(rates), None if memory is None else memory * _GIB)
+    forecast = Forecast(found, setting, _costs(rates), None if memory is None else memory * GIB)
     if as_json:
         typer.echo(json.dumps({**facts(forecast), "length": length, "dtype": dtype}, allow_nan=False))
         return
@@ -158,9 +157,9 @@ def _kinds(forecast: Forecast, rates: Rates) -> Table:
         times = ", ".join(f"{form} {1e3 * seconds:.0f}" for form, seconds in kind.seconds.items())
         size = kind.held if forecast.setting.mode is Mode.auto else kind.held // kind.count
         shape = "×".join(map(str, kind.shape))
-        table.add_row(kind.pattern, shape, str(kind.count), kind.strategy, f"{size / _GIB:.3f}", times)
+        table.add_row(kind.pattern, shape, str(kind.count), kind.strategy, f"{size / GIB:.3f}", times)
     return table
 
 
 def _gib(size: float | None) -> str:
-    return "" if size is None else f"{size / _GIB:.2f}"
+    return "" if size is None else f"{size / GIB:.2f}"

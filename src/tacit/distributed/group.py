@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -121,22 +121,32 @@ class Group:
             facts, of_shard = {**facts, **of_shard}, {}
         numbers = [int(failure is not None), _digest(facts)]
         numbers += [] if self.shard is None else [self.shard, _digest(of_shard)]
-        mine = torch.tensor(numbers, dtype=torch.int64, device=self._device)
-        every = [torch.empty_like(mine) for _ in range(self.count)]
         try:
-            with explained():
-                dist.all_gather(every, mine)
+            seen = exchanged(numbers, self._device)
         except DistributedError:
             if where is not None:  # its own error says more
                 return
             raise
-        seen = torch.stack(every).tolist()
         shards = {tuple(one[2:3]) for one in seen}
         if all(one[:2] == [0, seen[0][1]] for one in seen) and len({tuple(one[2:]) for one in seen}) == len(shards):
             return
         everything = self.gathered((failure, facts, self.shard, of_shard))
         if failure is None:
             raise DistributedError(_difference(everything))
+
+
+def exchanged(numbers: Sequence[int], device: torch.device) -> list[list[int]]:
+    """What each process of the default group has for ``numbers`` (as many in each), in their order.
+
+    Raises:
+        DistributedError: another process did not take part.
+    """
+    mine = torch.tensor(numbers, dtype=torch.int64, device=device)
+    every = [torch.empty_like(mine) for _ in range(world_size())]
+    with explained():
+        dist.all_gather(every, mine)
+    found: list[list[int]] = torch.stack(every).tolist()
+    return found
 
 
 def _written(facts: Mapping[str, object]) -> Facts:

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from tacit.distributed.group import explained
+from tacit.distributed.group import exchanged
 from tacit.distributed.world import is_set_up, world_size
 from tacit.errors import ConfigurationError
 
@@ -82,11 +81,8 @@ def reshard(module: nn.Module) -> None:
 
 def is_same_everywhere(number: int, device: torch.device) -> bool:
     """Whether all processes of the default group have the same number, of 63 bits; each must call it."""
-    mine = torch.tensor([number], dtype=torch.int64, device=device)
-    every = [torch.empty_like(mine) for _ in range(world_size())]
-    with explained():
-        dist.all_gather(every, mine)
-    return len(set(torch.cat(every).tolist())) == 1
+    first, *others = exchanged([number], device)
+    return all(other == first for other in others)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Forecast:
         limit = room_for_forms(self.survey, self.setting, self.memory)
         return formed(self.survey, self.costs, limit=limit, each=not self.setting.mode.holds)
 
-    @property
+    @cached_property
     def kinds(self) -> list[Kind]:
         """The same, by kind of layer."""
         return kinds(self.uses)
@@ -48,7 +48,7 @@ class Forecast:
         """Bytes that wait for the clip when the last use has come; in ghost mode and with bounds by layer, none."""
         return held(self.uses) if self.setting.mode.holds else 0
 
-    @property
+    @cached_property
     def estimate(self) -> Estimate:
         return estimate(self.survey, self.uses, self.setting)
 
@@ -61,7 +61,7 @@ class Forecast:
         """Whether it fits into the memory; None if nobody says how much there is."""
         return None if self.memory is None else self.estimate.total <= self.memory
 
-    @property
+    @cached_property
     def plain(self) -> Forecast:
         """The same training without privacy."""
         return self.with_setting(mode=Mode.plain)

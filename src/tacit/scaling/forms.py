@@ -13,7 +13,7 @@ from torch import Tensor
 from tacit.explanation import note
 from tacit.scaling.survey import Survey
 from tacit.scaling.transients import transient
-from tacit.uses import TUNER, CostModel, Dense, Outer, Room, Use, join, wide
+from tacit.uses import TUNER, CostModel, Dense, Outer, Room, Use, join, wide_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ def _kept(use: Use, costs: CostModel, room: Room) -> Use:
     held = {"gram": use.a.nbytes + use.g.nbytes, "stored": product.whole}
     if room.form(TUNER.pick(costs.seconds(product)), held) == "gram":
         return use
-    kept = Dense(torch.empty((use.samples, *use.shape), dtype=wide(use.a[:0]).dtype, device="meta"))
+    kept = Dense(torch.empty((use.samples, *use.shape), dtype=wide_dtype(use.a), device="meta"))
     kept.product = product
     return kept
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+GIB = 2**30
+
 MASTER = 4
 """Bytes of a parameter, a gradient or a number of the optimizer's state: float32."""
 

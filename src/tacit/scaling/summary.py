@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from tacit.scaling.forecast import Forecast
-from tacit.scaling.setting import Mode
-
-GIB = 2**30
+from tacit.scaling.setting import GIB, Mode
 
 
 def facts(forecast: Forecast) -> dict[str, Any]:
@@ -18,10 +17,8 @@ def facts(forecast: Forecast) -> dict[str, Any]:
         "samples": forecast.survey.samples,
         "setting": {name: getattr(forecast.setting, name) for name in ("processes", "sharding", "mode", "optimizer")},
         "checkpointing": {name: _one(way) for name, way in ways.items()},
-        "sent": [{"name": each.name, "handed": each.handed, "sent": each.sent} for each in forecast.traffic],
-        "sent_without_privacy": [
-            {"name": each.name, "handed": each.handed, "sent": each.sent} for each in forecast.plain.traffic
-        ],
+        "sent": [asdict(each) for each in forecast.traffic],
+        "sent_without_privacy": [asdict(each) for each in forecast.plain.traffic],
         "kinds": [
             {
                 "pattern": kind.pattern,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tacit.uses import Dense, Gather, Outer, Patches, Routed, TableAndHead, Use, wide
+from tacit.uses import Dense, Gather, Outer, Patches, Routed, TableAndHead, Use, wide_dtype
 
 _DOUBLE = 8
 """Bytes of a number in float64: Gram matrices are summed in it."""
@@ -15,7 +15,7 @@ def transient(use: Use, *, alone: bool) -> int:
         use: all uses of one parameter, joined.
         alone: it is formed for its own clip, and not held until all are: a whole gradient counts here.
     """
-    itemsize = wide(use.parts[-1][:0]).dtype.itemsize
+    itemsize = wide_dtype(use.parts[-1]).itemsize
     total = use.shape.numel() * itemsize
     if isinstance(use, TableAndHead):
         return _tied(use, itemsize)

@@ -55,14 +55,14 @@ class Gather(Use):
         squares = sample_squares(self.segments()[1])
         doubtful = cancelled(squares, self.lengths().square(), wide_dtype(self.g))
         if bool(doubtful.any()):
-            squares[doubtful] = sample_squares(self._in_double(doubtful).segments()[1])
+            squares[doubtful] = sample_squares(self.in_double(doubtful).segments()[1])
         return squares
 
     def weighted_sum(self, factors: Tensor, limit: float) -> Tensor:
         apart = excessive(self.lengths(), factors, limit)
         if not bool(apart.any()):
             return self._sum(factors)
-        return self._sum(factors.masked_fill(apart, 0)).add_(self._in_double(apart)._sum(factors[apart]))
+        return self._sum(factors.masked_fill(apart, 0)).add_(self.in_double(apart)._sum(factors[apart]))
 
     def _sum(self, factors: Tensor) -> Tensor:
         rows, sums = self.segments()
@@ -70,7 +70,8 @@ class Gather(Use):
         total = torch.zeros(self.shape, dtype=sums.dtype, device=sums.device)
         return total.index_add_(0, rows.flatten(), weighted.flatten(0, 1))
 
-    def _in_double(self, chosen: Tensor) -> Gather:
+    def in_double(self, chosen: Tensor) -> Gather:
+        """Some samples (a mask or numbers), in float64."""
         return Gather(self.ids[chosen], self.g[chosen].double(), self.shape[0])
 
     def dense(self) -> Tensor:

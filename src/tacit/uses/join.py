@@ -53,9 +53,8 @@ class TableAndHead(Use):
         return products.mul_(picked)
 
     def _part(self, chosen: Tensor) -> TableAndHead:
-        table = Gather(self.table.ids[chosen], self.table.g[chosen].double(), self.shape[0])
         head = Outer(self.head.a[chosen].double(), self.head.g[chosen].double(), self.head.shape)
-        return TableAndHead(table, head)
+        return TableAndHead(self.table.in_double(chosen), head)
 
     def weighted_sum(self, factors: Tensor, limit: float) -> Tensor:
         lengths = self.head.lengths() + self.table.lengths()

@@ -12,7 +12,7 @@ from torch import Tensor
 from tacit.uses.base import Use, zero_samples
 from tacit.uses.cost import Asked
 from tacit.uses.dense import Dense
-from tacit.uses.numerics import cancelled, cautious, excessive, out_of_range, sample_squares, sizes, wide
+from tacit.uses.numerics import cancelled, cautious, excessive, out_of_range, sample_squares, sizes, wide, wide_dtype
 from tacit.uses.units import Units
 
 
@@ -91,8 +91,8 @@ class Outer(Use):
     def _formed_norms(self) -> Tensor:
         """Those of whole gradients; again in float64 where they are mostly rounding error of what cancelled."""
         squares = self.stored().squared_norms()
-        doubtful = cancelled(squares, self.lengths().square(), wide(self.a[:0]).dtype)
-        if wide(self.a[:0]).dtype == torch.float32:
+        doubtful = cancelled(squares, self.lengths().square(), wide_dtype(self.a))
+        if wide_dtype(self.a) == torch.float32:
             a_squares, g_squares = self.part_squares()
             doubtful |= out_of_range(a_squares) | out_of_range(g_squares) | out_of_range(squares)
         return self._in_double(squares, doubtful)
