@@ -21,6 +21,7 @@ from tacit.entropy import KEY_BYTES, derived, drawn_key
 from tacit.errors import ConfigurationError
 from tacit.ledger import Ledger
 from tacit.ledger_copy import Book, LedgerCopy
+from tacit.mechanisms import maker
 from tacit.plan import PrivacyPlan
 
 _OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -44,7 +45,9 @@ def run_facts(accountant: Accountant, parameters: Mapping[str, nn.Parameter]) ->
         "version of tacit": version("tacit"),
         "code of tacit": _code(),
         "version of torch": torch.__version__,
-        "vector functions of the processor": torch.backends.cpu.get_cpu_capability(),  # they make the noise
+        # What makes the noise:
+        "vector functions of the processor": torch.backends.cpu.get_cpu_capability(),
+        "maker of noise on the CPU": maker(),
         "accountant": (accountant.mechanism(), accountant.wanted_adjacency),
         "releases so far": sorted(map(repr, counted(accountant.history).items())),
         "private parameters": len(parameters),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tacit.mechanisms.fused import Rounding
 from tacit.mechanisms.noise import NoiseSource
 from tacit.mechanisms.secure import Job
 
@@ -63,14 +64,14 @@ def add_gaussian_noise(
     few: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for place, total in enumerate(totals):
         over = in_place and total.is_contiguous()
-        outs.append(total if over else torch.empty_like(total, memory_format=torch.contiguous_format))
+        outs.append(total if over else total.clone(memory_format=torch.contiguous_format))
         if total.numel() <= SMALL:
             few.setdefault((total.device, total.dtype), []).append(place)
         else:
-            jobs.setdefault(total.device, []).append(_job(total, outs[-1], std, divisor))
+            jobs.setdefault(total.device, []).append(_job(outs[-1], std, divisor))
     joined = {key: torch.cat([totals[place].reshape(-1) for place in places]) for key, places in few.items()}
     for (device, _), whole in joined.items():
-        jobs.setdefault(device, []).append(_job(whole, whole, std, divisor))
+        jobs.setdefault(device, []).append(_job(whole, std, divisor))
     for device, several in jobs.items():
         noise.each(several, device)
     for key, places in few.items():
@@ -85,14 +86,9 @@ def _divided(total: Tensor, divisor: float) -> Tensor:
     return total.to(working, copy=True).div_(divisor).to(total.dtype)
 
 
-def _job(total: Tensor, out: Tensor, std: float, divisor: float) -> Job:
-    """Noise for one sum, its rounding and its division."""
-    sums, released, grid = total.reshape(-1), out.view(-1), grid_of(std)
+def _job(values: Tensor, std: float, divisor: float) -> Job:
+    """Noise for a contiguous sum, its rounding and its division, written over it."""
+    grid = grid_of(std)
     # In units of the grid, a power of two.
-    scale, unscale = std * (1 + ROUNDING) / grid, grid / divisor
-
-    def finish(numbers: Tensor, part: slice) -> None:
-        numbers.add_(sums[part], alpha=1 / grid).round_().mul_(unscale)
-        released[part].copy_(numbers)
-
-    return Job(total.numel(), finish, scale)
+    rounding = Rounding(values.view(-1), into=1 / grid, back=grid / divisor)
+    return Job(values.numel(), rounding, std * (1 + ROUNDING) / grid)

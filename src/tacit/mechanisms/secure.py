@@ -17,10 +17,11 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import torch
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
 
 from tacit.errors import PrivacyError
+from tacit.mechanisms.fused import FROM, Kernel, Rounding, kernel
+from tacit.mechanisms.keystream import Keystream
 from tacit.mechanisms.turns import Turns
 
 PAIRS = 2**16
@@ -28,7 +29,7 @@ PAIRS = 2**16
 
 KEYED_PAIRS = 3 * 2**13
 """The same with a given key: so few that torch shares nothing, and numbers do not depend on how many threads it has.
-Threads of ours make blocks of their own. (They stand in the way of torch's, which wait for work by spinning.)"""
+Threads of ours make blocks of their own."""
 
 READY = 2**12
 """Small tensors are served from as many numbers that lie ready."""
@@ -65,39 +66,24 @@ class _Stream:
     """The numbers of one key, from one thread."""
 
     def __init__(self, key: bytes, most: int) -> None:
-        self._key = algorithms.AES128(key)
-        self._most = most
-        self.go_to(0)
-        self._zeros = memoryview(bytes(16 * most))
-        self._raw = bytearray(16 * most + 15)
-        self._words = torch.frombuffer(self._raw, dtype=torch.int64, count=2 * most)
+        self._words = Keystream(key, most)
         self._spaces = [torch.empty(most, dtype=torch.float64) for _ in range(3)]
-        self._ready = torch.empty(0, dtype=torch.float64)
 
-    def go_to(self, number: int) -> None:
-        """Go to the block with this number: each has more of the counter than it can use."""
-        start = (number * 2 * self._most).to_bytes(16, "big")
-        self._cipher = Cipher(self._key, modes.CTR(start)).encryptor()
-
-    def some(self, count: int) -> Tensor:
-        """``count`` ≤ READY standard normal numbers, which are handed out once."""
-        if len(self._ready) < count:
-            self._ready = torch.cat(self._block(READY, 1.0))
-        found, self._ready = self._ready[:count], self._ready[count:]
-        return found
-
-    def make(self, part: _Part) -> None:
-        """Make the numbers of a part, and hand them over in two halves."""
-        start = part.start
-        for half in self._block(part.count, part.job.deviation):
-            part.job.finish(half, slice(start, start + len(half)))
+    def make(self, part: _Part, kernel: Kernel | None) -> None:
+        """Make the numbers of a part, and hand them over: in two halves, or as words to the kernel."""
+        start, finish = part.start, part.job.finish
+        if kernel is not None and isinstance(finish, Rounding) and finish.can_be_fused:
+            words = self._words.block(part.number, (part.count + 1) // 2)
+            finish.fused(kernel, words, slice(start, start + part.count), part.job.deviation)
+            return
+        for half in self.block(part.number, part.count, part.job.deviation):
+            finish(half, slice(start, start + len(half)))
             start += len(half)
 
-    def _block(self, count: int, deviation: float) -> tuple[Tensor, Tensor]:
+    def block(self, number: int, count: int, deviation: float) -> tuple[Tensor, Tensor]:
         """``count`` ≤ 2 · ``most`` normal numbers in two halves, in memory that the next call overwrites."""
         pairs = (count + 1) // 2
-        self._cipher.update_into(self._zeros[: 16 * pairs], self._raw)
-        words = self._words[: 2 * pairs].view(2, pairs)
+        words = self._words.block(number, pairs).view(2, pairs)
         cosine, sine = box_muller(words, deviation, [space[:pairs] for space in self._spaces])
         return cosine, sine[: count - pairs]
 
@@ -135,7 +121,7 @@ class SecureNormal:
             number and the key alone, and is made in one thread. Such a source cannot be forked.
 
     Attributes:
-        next_block: the number of the next block, with a given key; a block is used once.
+        next_block: the number of the next block; each is used once.
     """
 
     def __init__(self, key: bytes | None = None) -> None:
@@ -144,11 +130,12 @@ class SecureNormal:
         self.next_block = 0
         self._process = -1
         self._streams: list[_Stream] = []
+        self._ready = torch.empty(0, dtype=torch.float64)
         self._pool: ThreadPoolExecutor | None = None
         self._turns = Turns()
 
     def each(self, jobs: Sequence[Job]) -> None:
-        """Call each job's ``finish`` with all of its numbers, a part at a time: with a key in several threads."""
+        """Call each job's ``finish`` with all of its numbers, a part at a time, maybe in several threads."""
         with self._turns.one():
             self._each(jobs)
 
@@ -157,40 +144,50 @@ class SecureNormal:
         parts: deque[_Part] = deque()
         for job in jobs:
             if self._key is None and job.count <= READY:
-                job.finish(self._streams[0].some(job.count) * job.deviation, slice(0, job.count))
+                job.finish(self._some(job.count) * job.deviation, slice(0, job.count))
                 continue
             for start in range(0, job.count, 2 * self._pairs):
-                parts.append(_Part(job, start, min(2 * self._pairs, job.count - start), self.next_block))
-                self.next_block += 1
-        threads = 1 if self._key is None else min(torch.get_num_threads(), len(parts))
+                parts.append(_Part(job, start, min(2 * self._pairs, job.count - start), self._number()))
+        compiled = kernel() if sum(part.count for part in parts) >= FROM else None
+        # Torch's threads share in its passes over large blocks.
+        threads = 1 if self._key is None and compiled is None else min(torch.get_num_threads(), len(parts))
         if threads > 1:
-            self._share(parts, threads)
+            self._share(parts, threads, compiled)
         elif parts:
-            self._work(0, parts)
+            self._work(0, parts, compiled)
 
-    def _share(self, parts: deque[_Part], threads: int) -> None:
+    def _share(self, parts: deque[_Part], threads: int, compiled: Kernel | None) -> None:
         self._streams += [self._new_stream() for _ in range(threads - len(self._streams))]
         if self._pool is None:
             self._pool = ThreadPoolExecutor(thread_name_prefix="noise")
-        others = [self._pool.submit(self._work, place, parts) for place in range(1, threads)]
+        others = [self._pool.submit(self._work, place, parts, compiled) for place in range(1, threads)]
         try:
-            self._work(0, parts)
+            self._work(0, parts, compiled)
         finally:
             parts.clear()  # if that failed
             wait(others)  # they write into the caller's tensors
         for each in others:
             each.result()
 
-    def _work(self, place: int, parts: deque[_Part]) -> None:
+    def _work(self, place: int, parts: deque[_Part], compiled: Kernel | None) -> None:
         stream = self._streams[place]
         while True:
             try:
                 part = parts.popleft()
             except IndexError:  # the others took the last
                 return
-            if self._key is not None:
-                stream.go_to(part.number)
-            stream.make(part)
+            stream.make(part, compiled)
+
+    def _some(self, count: int) -> Tensor:
+        """``count`` ≤ READY standard normal numbers, which are handed out once."""
+        if len(self._ready) < count:
+            self._ready = torch.cat(self._streams[0].block(self._number(), READY, 1.0))
+        found, self._ready = self._ready[:count], self._ready[count:]
+        return found
+
+    def _number(self) -> int:
+        self.next_block += 1
+        return self.next_block - 1
 
     def _new_stream(self) -> _Stream:
         return _Stream(self._key or secrets.token_bytes(16), self._pairs)
@@ -205,5 +202,5 @@ class SecureNormal:
                 "make_private() in each."
             )
         self._process = os.getpid()
-        self._streams = [self._new_stream()]
+        self._streams, self._ready = [self._new_stream()], self._ready[:0]
         self._pool = None  # a forked process has lost its threads
