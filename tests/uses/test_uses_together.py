@@ -43,6 +43,16 @@ def test_numbers_that_float32_cannot_square():
     assert not bool(torch.isfinite(squares[2:]).any())
 
 
+def test_large_gradients_are_left_alone():
+    """To lay them side by side costs more than calls do."""
+    samples, size = 256, 1024
+    large = {"large": Dense(torch.randn(samples, size)), "bias": Dense(torch.randn(samples, 7))}
+    assert small(large) is None
+    together = small(large | {"scale": Dense(torch.randn(samples, 3))})
+    assert together is not None
+    assert together.names == ("bias", "scale")
+
+
 def test_fewer_than_two_are_left_alone():
     assert small({"bias": Dense(torch.randn(B, 7))}) is None
     assert small({}) is None

@@ -62,7 +62,8 @@ class LinearFunction(torch.autograd.Function):
         if weight_slot is not None:
             record_outer(weight_slot, layout.rows_of(x), rows, weight.shape, flipped=flipped)
         if bias_slot is not None:
-            bias_slot.record(Dense(rows.sum(1)))
+            # Of one position the sum would be a copy.
+            bias_slot.record(Dense(rows[:, 0] if rows.shape[1] == 1 else rows.sum(1)))
         gradient = None
         if ctx.needs_input_grad[1]:
             gradient = (g @ (weight.t() if flipped else weight)).to(dtype)

@@ -1,4 +1,4 @@
-"""The rates of a device, measured once and kept on disk.
+"""The rates of a device, measured by a few processes and kept on disk.
 
 Nothing here decides a result beyond rounding. With ``torch.use_deterministic_algorithms(True)`` nothing is measured.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from functools import cache, partial
 from pathlib import Path
 
@@ -19,6 +19,12 @@ from tacit.uses.numerics import sample_squares
 from tacit.uses.timing import quickest
 
 _RUNS = 5
+
+_PROCESSES = 5
+"""So many processes measure, and the best of each rate counts: on a busy machine one measurement may be far off."""
+
+_TIMES = "measured"
+
 _SMALL, _LARGE = 2**19, 2**24
 """Numbers in a block that a cache holds, and in one that none does."""
 
@@ -35,10 +41,13 @@ def _costs_of(device: torch.device, dtype: torch.dtype, threads: int) -> CostMod
     path = cache_folder() / "rates.json"
     key = f"{device_name(device)}, {threads} threads, {dtype}, torch {torch.__version__}"
     known = _read(path)
-    if key in known:
-        return CostModel(**known[key])
+    times, best = known.get(key, (0, None))
+    if best is not None and times >= _PROCESSES:
+        return best
     found = measured(device, dtype)
-    _write(path, {**known, key: asdict(found)})
+    if best is not None:
+        found = CostModel(*map(max, astuple(found), astuple(best)))
+    _write(path, {**known, key: (times + 1, found)})
     return found
 
 
@@ -72,21 +81,22 @@ def device_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
-def _read(path: Path) -> dict[str, dict[str, float]]:
-    """What is known; nothing if the file is missing or torn: then it is measured again."""
+def _read(path: Path) -> dict[str, tuple[int, CostModel]]:
+    """How often each was measured, and the rates; nothing if the file is missing or torn: then it is measured again."""
     try:
         known: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))
-        return {key: dict(values) for key, values in known.items() if set(values) == set(asdict(DEFAULT_COSTS))}
-    except (OSError, ValueError, AttributeError, TypeError):
+        return {key: (int(values.pop(_TIMES)), CostModel(**values)) for key, values in known.items()}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return {}
 
 
-def _write(path: Path, known: dict[str, dict[str, float]]) -> None:
+def _write(path: Path, known: dict[str, tuple[int, CostModel]]) -> None:
     """A folder that cannot be written costs the next process 50 ms."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(known, indent=1), encoding="utf-8")
+        content = {key: {_TIMES: times, **asdict(costs)} for key, (times, costs) in known.items()}
+        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
         temporary.replace(path)
     except OSError:
         return

@@ -14,6 +14,9 @@ from tacit.uses.numerics import wide
 SMALL = 4096
 """Parameters of at most so many numbers are taken together."""
 
+FEW = 2**15
+"""And gradients of all samples of at most so many: copying larger ones side by side costs more than calls do."""
+
 
 class Together:
     """The whole per-sample gradients of several small parameters, side by side.
@@ -47,7 +50,10 @@ def small(uses: Mapping[str, Use]) -> Together | None:
     found = {
         name: use
         for name, use in uses.items()
-        if isinstance(use, Dense) and use.shape.numel() <= SMALL and use.gradients.dtype != torch.float64
+        if isinstance(use, Dense)
+        and use.shape.numel() <= SMALL
+        and use.gradients.numel() <= FEW
+        and use.gradients.dtype != torch.float64
     }
     devices = {use.gradients.device for use in found.values()}
     return Together(found) if len(found) > 1 and len(devices) == 1 else None
