@@ -14,7 +14,6 @@ from tacit.rules.contact import SENTINEL, Contact, Slot, detached, in_own_types,
 from tacit.rules.registry import rule_for
 from tacit.uses import (
     TUNER,
-    Asked,
     Dense,
     Gram,
     Layout,
@@ -120,9 +119,7 @@ def outer_use(
     if room.measured:
         attempts = {name: partial(clip_with, form, a.device, room.asked) for name, form in forms.items()}
         chosen = TUNER.choose(product_key(product, a.device, dtype), attempts, chosen)
-    held = {"gram": a.nbytes + g.nbytes, "stored": product.whole}
-    if room.asked is not Asked.BOTH:  # they are let go of at once: what counts is what is formed of them
-        held["gram"] = product.grams
+    held = product.held(a.nbytes + g.nbytes)
     use = forms[room.form(chosen, {name: held[name] for name in forms})]()
     use.product = product
     return use

@@ -113,8 +113,7 @@ def _kept(use: Use, costs: CostModel, room: Room) -> Use:
     if not isinstance(use, Outer) or use.product is None or use.tried is not None:
         return use
     product = use.product
-    held = {"gram": use.a.nbytes + use.g.nbytes, "stored": product.whole}
-    if room.form(TUNER.pick(costs.seconds(product)), held) == "gram":
+    if room.form(TUNER.pick(costs.seconds(product)), product.held(use.a.nbytes + use.g.nbytes)) == "gram":
         return use
     kept = Dense(torch.empty((use.samples, *use.shape), dtype=wide_dtype(use.a), device="meta"))
     kept.product = product

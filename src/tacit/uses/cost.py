@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+from tacit.uses.formed import formed_at_once
+
 
 class Asked(StrEnum):
     """What is asked of a use: norm and clipped sum, or in each of two passes one of them."""
@@ -51,6 +53,18 @@ class Product(NamedTuple):
         """Bytes of the Gram matrices of both."""
         return 2 * self.samples * self.positions**2 * self.itemsize
 
+    def held(self, factors: int) -> dict[str, int]:
+        """What each form takes, in bytes.
+
+        Args:
+            factors: what holding inputs and output gradients takes.
+        """
+        if self.asked is Asked.BOTH:
+            return {"gram": factors, "stored": self.whole}
+        # They are let go of at once: what counts is what is formed of them.
+        some = formed_at_once(self.samples, self.outputs, self.inputs, self.itemsize)
+        return {"gram": self.grams, "stored": some * self.whole // self.samples}
+
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
@@ -73,7 +87,8 @@ class CostModel:
 
         Storing forms G instead of the ordinary weight gradient, and reads it for norm and sum. Gram matrices cost
         ``2·B·T²·(d + p)`` operations on top of the ordinary one. They are written, multiplied, summed in float64, and
-        products of narrow matrices run below their rate: together as long as reading the Gram matrices ten times.
+        products of narrow matrices run below their rate: together as long as reading the Gram matrices ten times. For a
+        norm alone G is formed a few samples at a time, in the cache.
         A clipped sum alone is one product, as in an ordinary backward: nothing is quicker.
         """
         samples, positions, inputs, outputs, itemsize, sharing, asked = product
@@ -83,7 +98,7 @@ class CostModel:
         norm = grams + self._moved(samples * positions**2 * itemsize, 10)
         total = ordinary + self._moved(scaled, 2)
         if asked is Asked.NORM:
-            return {"gram": norm, "stored": ordinary + self._moved(product.whole, 1)}
+            return {"gram": norm, "stored": ordinary + product.whole / self.near_bytes_per_second}
         if asked is Asked.SUM:
             return {"gram": total}
         return {"gram": norm + total, "stored": ordinary + self._moved(product.whole, 2)}

@@ -54,11 +54,11 @@ def sample_squares(values: Tensor) -> Tensor:
     if rows.numel() <= FEW:
         squares = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
         return squares
-    squares = _blockwise_squares(rows)
+    squares = block_squares(rows)
     if rows.dtype == torch.float32:
         doubtful = out_of_range(squares)
         if bool(doubtful.any()):
-            squares[doubtful] = _blockwise_squares(rows[doubtful].double())
+            squares[doubtful] = block_squares(rows[doubtful].double())
     return squares
 
 
@@ -67,7 +67,8 @@ def out_of_range(squares: Tensor) -> Tensor:
     return (squares < SMALLEST) | (squares > 1 / SMALLEST)
 
 
-def _blockwise_squares(rows: Tensor) -> Tensor:
+def block_squares(rows: Tensor) -> Tensor:
+    """The sum of squares of each row: ``(B,)``, float64, each block's summed in the rows' own type."""
     full = rows.shape[1] // BLOCK * BLOCK
     squares: Tensor = torch.linalg.vector_norm(rows[:, full:], dim=1).double().square()
     if full:

@@ -12,7 +12,9 @@ from torch import Tensor
 from tacit.uses.base import Use, zero_samples
 from tacit.uses.cost import Asked
 from tacit.uses.dense import Dense
+from tacit.uses.formed import product_squares
 from tacit.uses.numerics import cancelled, cautious, excessive, out_of_range, sample_squares, sizes, wide, wide_dtype
+from tacit.uses.pages import scratch
 from tacit.uses.units import Units
 
 
@@ -90,7 +92,7 @@ class Outer(Use):
 
     def _formed_norms(self) -> Tensor:
         """Those of whole gradients; again in float64 where they are mostly rounding error of what cancelled."""
-        squares = self.stored().squared_norms()
+        squares = product_squares(self.g, self.a)
         doubtful = cancelled(squares, self.lengths().square(), wide_dtype(self.a))
         if wide_dtype(self.a) == torch.float32:
             a_squares, g_squares = self.part_squares()
@@ -148,9 +150,9 @@ class Outer(Use):
         """The same use, with ``G`` formed."""
         a, g = wide(self.a), wide(self.g)
         left, right = (a, g) if self.flipped else (g, a)
-        # Not into memory that is kept from step to step: it would lie beside the activations of the next forward, whose
-        # memory, as this backward frees it, can be had for nothing.
-        return Dense(torch.bmm(left.transpose(1, 2), right).view(self.samples, *self.shape))
+        # Not into memory that is kept from step to step: it would lie beside the activations of the next forward.
+        whole = scratch((self.samples, left.shape[2], right.shape[2]), a)
+        return Dense(torch.bmm(left.transpose(1, 2), right, out=whole).view(self.samples, *self.shape))
 
     def without(self, dropped: Tensor) -> Use:
         a, g = zero_samples(self.a, dropped), zero_samples(self.g, dropped)
