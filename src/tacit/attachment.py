@@ -17,7 +17,7 @@ from tacit.accounting import Accountant, Release
 from tacit.budget import Budget
 from tacit.capture import AveragedGuard, Clip, LeakGuard, Pass, Session, ShardedGuard, read_field
 from tacit.criterion import PrivateCriterion
-from tacit.distributed import Averaging, Group, Sharding
+from tacit.distributed import Averaging, Group, Sharding, local
 from tacit.errors import ConfigurationError, PrivacyError, SamplingError
 from tacit.explanation import Note, note
 from tacit.first_step import FirstStep, Witness
@@ -63,6 +63,7 @@ class Attachment:
         self.stats: ClipStats | None = None
         self.sharding = Sharding.of(parameters)
         self.noise = self._noise_source()
+        self.noise.prepare(local(p) for p in parameters.values() if p.requires_grad)
         self.draws = DrawLog()
         drawing = shared_key(self.group, user_generator(loader))
         part = Part(self.group.rank, self.group.count, drawing)

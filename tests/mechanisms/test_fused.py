@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from tacit.mechanisms import NoiseSource, add_gaussian_noise, secure
-from tacit.mechanisms.fused import FROM, Rounding, kernel, maker
+from tacit.mechanisms import NoiseSource, add_gaussian_noise, noise, secure
+from tacit.mechanisms.fused import FROM, Rounding, compiled, kernel, maker
 from tacit.mechanisms.gaussian import ROUNDING, grid_of
 from tacit.mechanisms.secure import Job, SecureNormal
 
@@ -115,3 +115,17 @@ def test_what_is_released_is_normal_on_the_grid(source):
 
 def test_the_maker_is_named():
     assert maker().startswith("Numba ") is (kernel() is not None)
+
+
+@pytest.mark.parametrize("count", [FROM - 1, FROM])
+def test_it_is_compiled_before_the_first_step_for_large_models_only(count, monkeypatch):
+    asked = []
+    monkeypatch.setattr(noise, "compiled", lambda: asked.append(1))
+    for source in (NoiseSource(), NoiseSource(key=bytes(32)), NoiseSource(torch.Generator())):
+        source.prepare([torch.zeros(7), torch.zeros(count - 7), torch.zeros(count, device="meta")])
+    assert len(asked) == (2 if count == FROM else 0)
+
+
+def test_compiling_is_over_when_it_returns():
+    assert compiled() is release
+    assert len(release.signatures) >= 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tacit.entropy import derived, system_generator
 from tacit.mechanisms.device import DeviceNormal, available
+from tacit.mechanisms.fused import FROM, compiled
 from tacit.mechanisms.secure import Job, SecureNormal
 from tacit.mechanisms.turns import Turns
 
@@ -60,6 +61,11 @@ class NoiseSource:
     def position(self) -> tuple[int, ...]:
         """How much was made of the key so far: equal in processes that make the same noise."""
         return self._secure.next_block, *(cipher.next_block for cipher in self._ciphers.values())
+
+    def prepare(self, tensors: Iterable[Tensor]) -> None:
+        """Compile what noise for these tensors will need, so that the first step need not."""
+        if self._given is None and sum(value.numel() for value in tensors if value.device.type == "cpu") >= FROM:
+            compiled()
 
     def each(self, jobs: Sequence[Job], device: torch.device) -> None:
         """Hand normal numbers in float64, of its deviation, to each job, for the parts of its flattened tensor.
