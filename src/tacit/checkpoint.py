@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
-import os
-import pickle
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,89 +12,106 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from tacit import checkpoint_file, checkpoint_folder
 from tacit.accounting import Accountant, create_accountant
 from tacit.accounting.events import counted
 from tacit.attachment import Attachment
-from tacit.distributed import Group, as_whole, is_spread, spread_like, spread_optimizer, unwrapped
+from tacit.distributed import (
+    Group,
+    as_whole,
+    digest_of,
+    is_spread,
+    spread_like,
+    spread_optimizer,
+    unwrapped,
+    world_size,
+)
 from tacit.errors import CheckpointError, ConfigurationError
 from tacit.optimizer import PrivateOptimizer
 from tacit.sampling import user_generator
 
-FORMAT = "tacit-checkpoint"
-VERSION = 1
-_UNREADABLE = (
-    # What torch.load raises on torn and foreign files, depending on where they break off.
-    OSError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    pickle.UnpicklingError,
-)
-KEYS = ("model", "optimizer", "accountant", "settings", "generators")
-
 
 def save(
-    path: Path, module: nn.Module, optimizer: Optimizer, accountant: Accountant, attached: Attachment | None
+    path: Path,
+    module: nn.Module,
+    optimizer: Optimizer,
+    accountant: Accountant,
+    attached: Attachment | None,
+    *,
+    sharded: bool = False,
 ) -> None:
-    """Write a checkpoint beside ``path`` and move it into place."""
+    """Write a checkpoint beside ``path`` and move it into place: one file, or a folder of shards."""
     module = unwrapped(module)  # so that one process and several can read each other's
-    group = _sharers(module, attached)
+    group = _writers(module, attached, sharded=sharded)
     model, inner = module.state_dict(), _inner(optimizer).state_dict()
-    if group is not None:
+    if group is not None and not sharded:
         model, inner = as_whole((model, inner), keep=group.rank == 0)
-    content = {
-        "format": FORMAT,
-        "version": VERSION,
-        "model": model,
-        "optimizer": inner,
+    content = {"model": model, "optimizer": inner, **own_state(accountant, attached, group)}
+    if sharded:
+        names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+        checkpoint_folder.write(path, content, names, group or Group(alone=True))
+    elif group is None:
+        checkpoint_file.write(path, content)
+    else:
+        group.from_first(lambda: checkpoint_file.write(path, content))
+
+
+def own_state(accountant: Accountant, attached: Attachment | None, group: Group | None) -> dict[str, Any]:
+    """All that a checkpoint has besides model and optimizer.
+
+    Args:
+        accountant: what was released.
+        attached: the private run, if there is one.
+        group: the processes that call it together, if each may have drawn other noise.
+    """
+    return {
         "accountant": accountant.state_dict(),
         "settings": {} if attached is None else _settings(attached),
         "generators": {} if attached is None else _generators(attached, group),
     }
-    if group is None:
-        _write(path, content)
-    else:
-        group.from_first(lambda: _write(path, content))
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise CheckpointError(f"cannot write into {path.parent}: {error.strerror}. Nothing was saved.") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def load(
     path: Path, module: nn.Module, optimizer: Optimizer, accountant: Accountant, attached: Attachment | None
 ) -> None:
     """Check everything, then load everything; put all back if a part refuses."""
-    module = unwrapped(module)
+    module, inner = unwrapped(module), _inner(optimizer)
+    group = _readers(module, attached)
 
     def checked() -> dict[str, Any]:
         content = _read(path)
-        _check_model(content["model"], module, path)
-        _check_spent(content["accountant"], accountant, attached, path)
-        if attached is not None:
-            _check_settings(content["settings"], attached, path)
-            content["changed"] = _changed(content["settings"], attached, path)
-        return content
+        own = module.state_dict()
+        _check_model(content["model"], own, path)
+        content["changed"] = _check_own_state(content, accountant, attached, path)
+        return checkpoint_folder.filled(path, content, own, inner, group) if path.is_dir() else content
 
-    group = _sharers(module, attached)
-    # Each process takes its part of the file, and so all must find the same one.
-    content = checked() if group is None else group.together(checked, lambda _: {"checkpoint": _digest(path)})
-    _load_states(path, content, module, _inner(optimizer))
+    # Each process takes its part, and so all must find the same checkpoint.
+    content = group.together(checked, lambda _: {"checkpoint": digest_of(_own_file(path))})
+    _load_states(path, content, module, inner)
+    _load_own_state(content, accountant, attached)
+
+
+def load_own_state(state: Mapping[str, Any], accountant: Accountant, attached: Attachment | None) -> None:
+    """Load what `own_state` returned, if it fits."""
+    where = "the state of the engine"
+    if any(key not in state for key in ("accountant", "settings", "generators")):
+        raise CheckpointError("this is no state of an engine: engine.state_dict() returns one. Nothing was changed.")
+    changed = _check_own_state(state, accountant, attached, where)
+    _load_own_state({**state, "changed": changed}, accountant, attached)
+
+
+def _check_own_state(
+    content: Mapping[str, Any], accountant: Accountant, attached: Attachment | None, path: Path | str
+) -> dict[str, Any]:
+    """Refuse what does not fit this run; of what does, the part of the plan that will be in force."""
+    _check_spent(content["accountant"], accountant, attached, path)
+    if attached is None:
+        return {}
+    _check_settings(content["settings"], attached, path)
+    return _changed(content["settings"], attached, path)
+
+
+def _load_own_state(content: Mapping[str, Any], accountant: Accountant, attached: Attachment | None) -> None:
     accountant.load_state_dict(content["accountant"])
     ledger = None if attached is None else attached.ledger
     if ledger is not None:  # it knows of all that was released since
@@ -106,6 +119,23 @@ def load(
     if attached is not None:
         attached.change(**content["changed"])
         _restore_generators(attached, content["generators"])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        return checkpoint_folder.read(path)
+    before = checkpoint_folder.former(path)
+    if not path.exists() and before.exists():
+        raise CheckpointError(
+            f"there is no checkpoint at {path}: while a new one was being put there, something stopped it. The former "
+            f"one is {before}: rename it, or load it from there. Nothing was changed."
+        )
+    return checkpoint_file.read(path)
+
+
+def _own_file(path: Path) -> Path:
+    """What a checkpoint is told by; it has digests of all else."""
+    return checkpoint_folder.own_file(path) if path.is_dir() else path
 
 
 def _load_states(path: Path, content: Mapping[str, Any], module: nn.Module, inner: Optimizer) -> None:
@@ -126,25 +156,34 @@ def _like(value: Any, own: Any) -> Any:
     return spread_like(value, own) if both else value
 
 
-def _sharers(module: nn.Module, attached: Attachment | None) -> Group | None:
-    """The processes that each hold a part of the model, if they do: they save and load together.
+def _writers(module: nn.Module, attached: Attachment | None, *, sharded: bool) -> Group | None:
+    """The processes that save together: those that each hold a part of the model, or are to write one.
 
     Raises:
         ConfigurationError: it is not private, so that nobody knows these processes.
     """
-    if not any(is_spread(p) for p in module.parameters()):
-        return None
-    if attached is None:
+    spread = any(is_spread(p) for p in module.parameters())
+    if attached is not None:
+        return attached.group if spread or sharded else None
+    _check_known(spread=spread, several=sharded and world_size() > 1)
+    return None
+
+
+def _readers(module: nn.Module, attached: Attachment | None) -> Group:
+    """The processes that load together: all that train together."""
+    if attached is not None:
+        return attached.group
+    _check_known(spread=any(is_spread(p) for p in module.parameters()))
+    return Group(alone=True)
+
+
+def _check_known(*, spread: bool, several: bool = False) -> None:
+    if spread or several:
+        what = "of a sharded model (fully_shard)" if spread else "with sharded=True"
         raise ConfigurationError(
-            "a checkpoint of a sharded model (fully_shard) is saved and loaded by all its processes together, between "
-            "make_private() and detach(). Call make_private() first."
+            f"a checkpoint {what} is saved and loaded by all its processes together, between make_private() and "
+            "detach(). Call make_private() first."
         )
-    return attached.group
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_settings(path: Path) -> Mapping[str, Any]:
@@ -171,7 +210,7 @@ def _settings(attached: Attachment) -> dict[str, Any]:
     }
 
 
-def _check_settings(saved: Mapping[str, Any], attached: Attachment, path: Path) -> None:
+def _check_settings(saved: Mapping[str, Any], attached: Attachment, path: Path | str) -> None:
     """Refuse to go on with other batches or another kind of clipping: the saved run was planned for its own."""
     own = _settings(attached)
     fixed = ("clipping", "loss_reduction", "records", "expected_batch_size", "sampling")
@@ -181,7 +220,7 @@ def _check_settings(saved: Mapping[str, Any], attached: Attachment, path: Path) 
         raise CheckpointError(f"{path} was made with other settings ({shown}). Nothing was changed.")
 
 
-def _changed(saved: Mapping[str, Any], attached: Attachment, path: Path) -> dict[str, Any]:
+def _changed(saved: Mapping[str, Any], attached: Attachment, path: Path | str) -> dict[str, Any]:
     """The saved noise and bounds, if they fit this run."""
     changed = {name: saved[name] for name in ("noise_multiplier", "max_grad_norm") if name in saved}
     try:
@@ -207,27 +246,7 @@ def _restore_generators(attached: Attachment, states: Mapping[str, Any]) -> None
         source.set_state(state)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no checkpoint at {path}.") from error
-    except _UNREADABLE as error:
-        raise CheckpointError(
-            f"{path} cannot be read: it is torn, or was not written by save_checkpoint(). Nothing was "
-            f"changed. ({error})"
-        ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT or any(key not in content for key in KEYS):
-        raise CheckpointError(f"{path} was not written by save_checkpoint(). Nothing was changed.")
-    if content["version"] != VERSION:
-        raise CheckpointError(
-            f"{path} has the format {content['version']}, this version of tacit reads {VERSION}. Nothing was changed."
-        )
-    return content
-
-
-def _check_model(state: Mapping[str, Any], module: nn.Module, path: Path) -> None:
-    own = module.state_dict()
+def _check_model(state: Mapping[str, Any], own: Mapping[str, Any], path: Path) -> None:
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or unknown:
         raise CheckpointError(
@@ -242,7 +261,9 @@ def _check_model(state: Mapping[str, Any], module: nn.Module, path: Path) -> Non
             )
 
 
-def _check_spent(state: Mapping[str, Any], accountant: Accountant, attached: Attachment | None, path: Path) -> None:
+def _check_spent(
+    state: Mapping[str, Any], accountant: Accountant, attached: Attachment | None, path: Path | str
+) -> None:
     ledger = None if attached is None else attached.ledger
     saved = create_accountant(accountant.mechanism())
     saved.load_state_dict(state)

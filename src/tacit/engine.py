@@ -14,7 +14,6 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from tacit import checkpoint
 from tacit.accounting import Adjacency, calibrate, create_accountant
 from tacit.accounting.events import adjacency_of
 from tacit.attachment import Attachment
@@ -395,35 +394,6 @@ class PrivacyEngine(PrivateRun):
     def _generator(self, given: torch.Generator | None) -> torch.Generator | None:
         """The generator that noise comes from, None for the cryptographic one."""
         return given if given is not None or self._secure_mode else torch.default_generator
-
-    def save_checkpoint(self, path: str | Path, *, module: nn.Module, optimizer: Optimizer) -> None:
-        """Save model, inner optimizer, accountant, settings and given generators, all or nothing.
-
-        With ``fully_shard`` all processes must call it; process 0 writes the whole model. As many processes as there
-        are then, be it one with a plain model, may go on from the file.
-
-        Args:
-            path: the file; it is replaced only once the new one is whole.
-            module: the model: its plain ``state_dict``.
-            optimizer: the private optimizer (or the one inside).
-        """
-        checkpoint.save(Path(path), module, optimizer, self.accountant, self._attachment)
-
-    def load_checkpoint(self, path: str | Path, *, module: nn.Module, optimizer: Optimizer) -> None:
-        """Load what :meth:`save_checkpoint` wrote, all or nothing.
-
-        Call it after ``make_private`` on the same data, in each process. Noise multiplier and clipping bound are the
-        saved ones from then on, so that a calibrated run goes on as it was planned.
-
-        Raises:
-            CheckpointError: the file is torn or foreign, does not fit the model or optimizer, or knows of fewer
-                releases than this engine made. Nothing is changed then.
-        """
-        checkpoint.load(Path(path), module, optimizer, self.accountant, self._attachment)
-        if self._attachment is not None:
-            self._attachment.loader.renew(f"a run that went on after {self.accountant.steps} releases")
-            self._attachment.loader.resume(max(last_epoch(self.accountant.history), self._attachment.loader.epoch))
-            self._attachment.planned_steps = None
 
 
 def _trainable(parameters: Parameters) -> tuple[str, ...]:

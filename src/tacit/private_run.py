@@ -1,13 +1,16 @@
-"""What an engine offers while a private run goes on: its numbers, its checks, and what coming forwards see."""
+"""What an engine offers while a private run goes on: numbers, checks, checkpoints, and what coming forwards see."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from tacit import checkpoint
 from tacit.accounting import Accountant
 from tacit.attachment import Attachment
 from tacit.budget import Budget
@@ -19,6 +22,7 @@ from tacit.errors import ConfigurationError
 from tacit.explanation import Explanation
 from tacit.first_step import FirstStep
 from tacit.plan import PrivacyPlan, check_number
+from tacit.planning import last_epoch
 from tacit.statement import Statement, make_statement
 from tacit.stats import ClipStats
 
@@ -215,3 +219,66 @@ class PrivateRun:
     def noise_source(self) -> str:
         """Where the noise comes from, in words."""
         return self._attached.noise.description
+
+    def save_checkpoint(
+        self, path: str | Path, *, module: nn.Module, optimizer: Optimizer, sharded: bool = False
+    ) -> None:
+        """Save model, inner optimizer, accountant, settings and given generators, all or nothing.
+
+        With ``fully_shard`` all processes must call it; process 0 writes the whole model. As many processes as there
+        are then, be it one with a plain model, may go on from the file.
+
+        Args:
+            path: the file, or the folder; it is replaced only once the new one is whole.
+            module: the model: its plain ``state_dict``.
+            optimizer: the private optimizer (or the one inside).
+            sharded: write a folder, on a file system that all processes share: each writes its own part, with
+                ``torch.distributed.checkpoint``. All of them must call it, with DistributedDataParallel, too.
+
+        Raises:
+            CheckpointError: it cannot be written there. Nothing was saved, and what was there before still is.
+        """
+        checkpoint.save(Path(path), module, optimizer, self.accountant, self._attachment, sharded=sharded)
+
+    def load_checkpoint(self, path: str | Path, *, module: nn.Module, optimizer: Optimizer) -> None:
+        """Load what :meth:`save_checkpoint` wrote, a file or a folder, all or nothing.
+
+        Call it after ``make_private`` on the same data, in each process. Noise multiplier and clipping bound are the
+        saved ones from then on, so that a calibrated run goes on as it was planned. With ``fully_shard``, and from a
+        folder, each process keeps its own part only. Folders are unpickled by torch: load those that you trust.
+
+        Raises:
+            CheckpointError: it is damaged or foreign, does not fit the model or optimizer, or knows of fewer
+                releases than this engine made. Nothing is changed then.
+        """
+        checkpoint.load(Path(path), module, optimizer, self.accountant, self._attachment)
+        self._go_on()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What checkpoints of your own must have beside the states of model and optimizer.
+
+        It is all that :meth:`save_checkpoint` saves besides them: without the releases so far, ε would start at zero
+        again. With ``fully_shard`` all processes must call it. An engine may be saved by
+        ``torch.distributed.checkpoint``, like a model.
+        """
+        attached = self._attachment
+        sharded = attached is not None and attached.sharding is not None
+        group = attached.group if attached is not None and sharded else None
+        return checkpoint.own_state(self.accountant, attached, group)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what :meth:`state_dict` returned; see :meth:`load_checkpoint`.
+
+        Raises:
+            CheckpointError: it does not fit this run, or knows of fewer releases than this engine made. Nothing is
+                changed then.
+        """
+        checkpoint.load_own_state(state, self.accountant, self._attachment)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Take the history for that of this run from now on: no draws and no epoch of it come again."""
+        if self._attachment is not None:
+            self._attachment.loader.renew(f"a run that went on after {self.accountant.steps} releases")
+            self._attachment.loader.resume(max(last_epoch(self.accountant.history), self._attachment.loader.epoch))
+            self._attachment.planned_steps = None

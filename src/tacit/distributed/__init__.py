@@ -14,7 +14,8 @@ from tacit.distributed.sharding import (
     reshard,
     sharded_modules,
 )
-from tacit.distributed.states import as_whole, spread_like, spread_optimizer
+from tacit.distributed.shards import digest_of, read_shards, write_shards
+from tacit.distributed.states import as_whole, room_like, spread_like, spread_optimizer
 from tacit.distributed.world import is_set_up, rank, unwrapped, world_size
 
 __all__ = [
@@ -25,16 +26,20 @@ __all__ = [
     "as_whole",
     "check_sharding",
     "check_trained",
+    "digest_of",
     "is_same_everywhere",
     "is_set_up",
     "is_spread",
     "like",
     "local",
     "rank",
+    "read_shards",
     "reshard",
+    "room_like",
     "sharded_modules",
     "spread_like",
     "spread_optimizer",
     "unwrapped",
     "world_size",
+    "write_shards",
 ]

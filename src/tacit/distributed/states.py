@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -33,9 +34,12 @@ def as_whole(state: Any, *, keep: bool) -> Any:
 
 
 def spread_like(whole: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a whole tensor that each process has, spread as ``like`` is; as it is if that is not."""
+    """This process's part of a whole tensor that each process has, spread as ``like`` is.
+
+    If that is not spread, or ``whole`` is already, it is returned as it is.
+    """
     spread = Spread.of(like)
-    if spread is None:
+    if spread is None or is_spread(whole):
         return whole
     from torch.distributed.tensor import distribute_tensor
 
@@ -43,8 +47,21 @@ def spread_like(whole: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(placed, spread.mesh, spread.placements, src_data_rank=None)  # nothing is sent
 
 
-def spread_optimizer(whole: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
-    """The state of an optimizer, of whose tensors those of a parameter's shape are spread as the parameter is."""
+def room_like(empty: Tensor, like: Tensor) -> Tensor:
+    """A tensor to be filled, of one's shape and type and spread as ``like`` is; ``empty`` itself if that is not."""
+    return torch.empty_like(like, dtype=empty.dtype) if is_spread(like) and empty.shape == like.shape else empty
+
+
+def spread_optimizer(
+    whole: Mapping[str, Any], optimizer: Optimizer, spread: Callable[[Tensor, Tensor], Tensor] = spread_like
+) -> dict[str, Any]:
+    """The state of an optimizer, of whose tensors those of a parameter's shape are spread as the parameter is.
+
+    Args:
+        whole: a ``state_dict`` of one like it.
+        optimizer: the optimizer.
+        spread: makes one tensor like another.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = [number for group in whole["param_groups"] for number in group["params"]]
     by_number = dict(zip(numbers, parameters, strict=False))
@@ -52,7 +69,7 @@ def spread_optimizer(whole: Mapping[str, Any], optimizer: Optimizer) -> dict[str
     for number, values in whole["state"].items():
         parameter = by_number.get(number)
         state[number] = {
-            name: spread_like(value, parameter)
+            name: spread(value, parameter)
             if isinstance(value, Tensor) and parameter is not None and value.shape == parameter.shape
             else value
             for name, value in values.items()

@@ -1,0 +1,81 @@
+"""A checkpoint as one file: written all or nothing, and read with words for what it is not."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tacit.errors import CheckpointError
+
+FORMAT = "tacit-checkpoint"
+VERSION = 1
+KEYS = ("model", "optimizer", "accountant", "settings", "generators")
+_UNREADABLE = (
+    # What torch.load raises on torn and foreign files, depending on where they break off.
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    pickle.UnpicklingError,
+)
+
+
+def write(path: Path, content: Mapping[str, Any], *, kind: str = FORMAT) -> None:
+    """Write a file beside ``path`` and move it into place.
+
+    Args:
+        path: where to.
+        content: what is under ``KEYS``, and more.
+        kind: of what format it is.
+
+    Raises:
+        CheckpointError: it cannot be written there.
+    """
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise CheckpointError(f"cannot write into {path.parent}: {error.strerror}. Nothing was saved.") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save({"format": kind, "version": VERSION, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, IsADirectoryError):
+            raise CheckpointError(f"{path} is a folder: save elsewhere, or remove it. Nothing was saved.") from error
+        raise
+
+
+def read(path: Path, *, kind: str = FORMAT) -> dict[str, Any]:
+    """Return what `write` has written.
+
+    Raises:
+        CheckpointError: the file is not there, torn, foreign, or of another version.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no checkpoint at {path}.") from error
+    except _UNREADABLE as error:
+        raise CheckpointError(
+            f"{path} cannot be read: it is torn, or was not written by save_checkpoint(). Nothing was "
+            f"changed. ({error})"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != kind or any(key not in content for key in KEYS):
+        raise CheckpointError(f"{path} was not written by save_checkpoint(). Nothing was changed.")
+    if content["version"] != VERSION:
+        raise CheckpointError(
+            f"{path} has the format {content['version']}, this version of tacit reads {VERSION}. Nothing was changed."
+        )
+    return content
