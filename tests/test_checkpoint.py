@@ -31,12 +31,17 @@ def make(width=5, *, accountant="pld", seed=None, poisson=True):
     return engine, *made
 
 
+@pytest.fixture(params=[False, True], ids=["file", "folder"])
+def sharded(request):
+    return request.param
+
+
 @pytest.mark.parametrize("accountant", ["pld", "rdp"])
-def test_a_resumed_run_goes_on_as_if_never_stopped(tmp_path, accountant):
+def test_a_resumed_run_goes_on_as_if_never_stopped(tmp_path, accountant, sharded):
     path = tmp_path / "run.pt"
     engine, model, optimizer, loader = make(accountant=accountant, seed=3)
     epoch(model, optimizer, loader)
-    engine.save_checkpoint(path, module=model, optimizer=optimizer)
+    engine.save_checkpoint(path, module=model, optimizer=optimizer, sharded=sharded)
     epoch(model, optimizer, loader)
     other, resumed, other_optimizer, other_loader = make(accountant=accountant, seed=99)
     other.load_checkpoint(path, module=resumed, optimizer=other_optimizer)
@@ -88,10 +93,10 @@ def test_torn_foreign_and_missing_files(tmp_path):
     unchanged(engine, model, optimizer, foreign, ".")
 
 
-def test_another_model_or_optimizer(tmp_path):
+def test_another_model_or_optimizer(tmp_path, sharded):
     path = tmp_path / "run.pt"
     engine, model, optimizer, _ = make()
-    engine.save_checkpoint(path, module=model, optimizer=optimizer)
+    engine.save_checkpoint(path, module=model, optimizer=optimizer, sharded=sharded)
     other, wide, wide_optimizer, _ = make(width=6)
     unchanged(other, wide, wide_optimizer, path, r"0\.weight has the shape")
     third, same, _, _ = make()
@@ -99,44 +104,44 @@ def test_another_model_or_optimizer(tmp_path):
     unchanged(third, same, half, path, "does not fit")
 
 
-def test_a_checkpoint_behind_what_was_spent(tmp_path):
+def test_a_checkpoint_behind_what_was_spent(tmp_path, sharded):
     path = tmp_path / "run.pt"
     engine, model, optimizer, loader = make()
-    engine.save_checkpoint(path, module=model, optimizer=optimizer)
+    engine.save_checkpoint(path, module=model, optimizer=optimizer, sharded=sharded)
     epoch(model, optimizer, loader)
     unchanged(engine, model, optimizer, path, "forget spent budget")
 
 
-def test_the_saved_noise_and_bound_are_in_force_again(tmp_path):
+def test_the_saved_noise_and_bound_are_in_force_again(tmp_path, sharded):
     path = tmp_path / "run.pt"
     engine, model, optimizer, _ = make()
     engine.noise_multiplier, engine.max_grad_norm = 1.5, 0.3
-    engine.save_checkpoint(path, module=model, optimizer=optimizer)
+    engine.save_checkpoint(path, module=model, optimizer=optimizer, sharded=sharded)
     other, resumed, other_optimizer, _ = make()
     other.load_checkpoint(path, module=resumed, optimizer=other_optimizer)
     assert (other.noise_multiplier, other.max_grad_norm) == (1.5, 0.3)
 
 
-def test_other_batches_are_refused(tmp_path):
+def test_other_batches_are_refused(tmp_path, sharded):
     path = tmp_path / "run.pt"
     engine, model, optimizer, _ = make()
-    engine.save_checkpoint(path, module=model, optimizer=optimizer)
+    engine.save_checkpoint(path, module=model, optimizer=optimizer, sharded=sharded)
     other, resumed, other_optimizer, _ = make(poisson=False)
     unchanged(other, resumed, other_optimizer, path, "other settings.*sampling")
 
 
-def test_a_folder_that_is_not_there(tmp_path):
+def test_a_folder_that_is_not_there(tmp_path, sharded):
     engine, model, optimizer, _ = make()
     with pytest.raises(CheckpointError, match="cannot write into"):
-        engine.save_checkpoint(tmp_path / "none" / "run.pt", module=model, optimizer=optimizer)
+        engine.save_checkpoint(tmp_path / "none" / "run.pt", module=model, optimizer=optimizer, sharded=sharded)
 
 
-def test_epochs_of_a_resumed_run_are_new_epochs(tmp_path):
+def test_epochs_of_a_resumed_run_are_new_epochs(tmp_path, sharded):
     path = tmp_path / "run.pt"
     engine, model, optimizer, loader = make(poisson=False)
     epoch(model, optimizer, loader)
     one = engine.get_epsilon(1e-5)
-    engine.save_checkpoint(path, module=model, optimizer=optimizer)
+    engine.save_checkpoint(path, module=model, optimizer=optimizer, sharded=sharded)
     other, resumed, other_optimizer, other_loader = make(poisson=False)
     other.load_checkpoint(path, module=resumed, optimizer=other_optimizer)
     epoch(resumed, other_optimizer, other_loader)
@@ -144,12 +149,12 @@ def test_epochs_of_a_resumed_run_are_new_epochs(tmp_path):
     assert other.get_epsilon(1e-5) > 1.2 * one
 
 
-def test_runs_that_resume_from_one_file_share_neither_noise_nor_draws(tmp_path):
+def test_runs_that_resume_from_one_file_share_neither_noise_nor_draws(tmp_path, sharded):
     """Without given generators: were a seed saved, or restored, two resumed runs would release the same noise."""
     path = tmp_path / "run.pt"
     engine, model, optimizer, loader = make()
     epoch(model, optimizer, loader)
-    engine.save_checkpoint(path, module=model, optimizer=optimizer)
+    engine.save_checkpoint(path, module=model, optimizer=optimizer, sharded=sharded)
     drawn, released = [], []
     for _ in range(3):
         torch.manual_seed(5)

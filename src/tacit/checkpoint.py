@@ -46,7 +46,7 @@ def save(
     model, inner = module.state_dict(), _inner(optimizer).state_dict()
     if group is not None and not sharded:
         model, inner = as_whole((model, inner), keep=group.rank == 0)
-    content = {"model": model, "optimizer": inner, **own_state(accountant, attached, group)}
+    content = {"model": model, "optimizer": inner, **_own_state(accountant, attached, group)}
     if sharded:
         names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
         checkpoint_folder.write(path, content, names, group or Group(alone=True))
@@ -56,7 +56,7 @@ def save(
         group.from_first(lambda: checkpoint_file.write(path, content))
 
 
-def own_state(accountant: Accountant, attached: Attachment | None, group: Group | None) -> dict[str, Any]:
+def _own_state(accountant: Accountant, attached: Attachment | None, group: Group | None) -> dict[str, Any]:
     """All that a checkpoint has besides model and optimizer.
 
     Args:
@@ -91,13 +91,22 @@ def load(
     _load_own_state(content, accountant, attached)
 
 
-def load_own_state(state: Mapping[str, Any], accountant: Accountant, attached: Attachment | None) -> None:
-    """Load what `own_state` returned, if it fits."""
+def engine_state(accountant: Accountant, attached: Attachment | None) -> dict[str, Any]:
+    """What checkpoints that others write must have besides model and optimizer.
+
+    One piece of bytes: tools that load tensors in place would look for a history like the one at hand.
+    """
+    sharded = attached is not None and attached.sharding is not None
+    group = attached.group if attached is not None and sharded else None
+    return {"tacit": checkpoint_file.packed(_own_state(accountant, attached, group))}
+
+
+def load_engine_state(state: Mapping[str, Any], accountant: Accountant, attached: Attachment | None) -> None:
+    """Load what `engine_state` returned, if it fits."""
     where = "the state of the engine"
-    if any(key not in state for key in ("accountant", "settings", "generators")):
-        raise CheckpointError("this is no state of an engine: engine.state_dict() returns one. Nothing was changed.")
-    changed = _check_own_state(state, accountant, attached, where)
-    _load_own_state({**state, "changed": changed}, accountant, attached)
+    content = checkpoint_file.unpacked(state.get("tacit"), where)
+    changed = _check_own_state(content, accountant, attached, where)
+    _load_own_state({**content, "changed": changed}, accountant, attached)
 
 
 def _check_own_state(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import tempfile
@@ -63,15 +64,7 @@ def read(path: Path, *, kind: str = FORMAT) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is not there, torn, foreign, or of another version.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no checkpoint at {path}.") from error
-    except _UNREADABLE as error:
-        raise CheckpointError(
-            f"{path} cannot be read: it is torn, or was not written by save_checkpoint(). Nothing was "
-            f"changed. ({error})"
-        ) from error
+    content = _loaded(path, str(path))
     if not isinstance(content, dict) or content.get("format") != kind or any(key not in content for key in KEYS):
         raise CheckpointError(f"{path} was not written by save_checkpoint(). Nothing was changed.")
     if content["version"] != VERSION:
@@ -79,3 +72,33 @@ def read(path: Path, *, kind: str = FORMAT) -> dict[str, Any]:
             f"{path} has the format {content['version']}, this version of tacit reads {VERSION}. Nothing was changed."
         )
     return content
+
+
+def packed(content: Mapping[str, Any]) -> bytes:
+    """Return what `unpacked` reads: for tools that would take a nested state apart."""
+    file = io.BytesIO()
+    torch.save(dict(content), file)
+    return file.getvalue()
+
+
+def unpacked(packed: object, name: str) -> Any:
+    """Return what was packed.
+
+    Raises:
+        CheckpointError: it was not.
+    """
+    if not isinstance(packed, bytes):
+        raise CheckpointError(f"{name} is {type(packed).__name__}, and bytes were saved. Nothing was changed.")
+    return _loaded(io.BytesIO(packed), name)
+
+
+def _loaded(file: Path | io.BytesIO, name: str) -> Any:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no checkpoint at {name}.") from error
+    except _UNREADABLE as error:
+        raise CheckpointError(
+            f"{name} cannot be read: it is torn, or was not written by save_checkpoint(). Nothing was "
+            f"changed. ({error})"
+        ) from error

@@ -261,10 +261,7 @@ class PrivateRun:
         again. With ``fully_shard`` all processes must call it. An engine may be saved by
         ``torch.distributed.checkpoint``, like a model.
         """
-        attached = self._attachment
-        sharded = attached is not None and attached.sharding is not None
-        group = attached.group if attached is not None and sharded else None
-        return checkpoint.own_state(self.accountant, attached, group)
+        return checkpoint.engine_state(self.accountant, self._attachment)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what :meth:`state_dict` returned; see :meth:`load_checkpoint`.
@@ -273,7 +270,7 @@ class PrivateRun:
             CheckpointError: it does not fit this run, or knows of fewer releases than this engine made. Nothing is
                 changed then.
         """
-        checkpoint.load_own_state(state, self.accountant, self._attachment)
+        checkpoint.load_engine_state(state, self.accountant, self._attachment)
         self._go_on()
 
     def _go_on(self) -> None:
