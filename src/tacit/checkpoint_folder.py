@@ -1,8 +1,8 @@
 """A checkpoint as a folder: each process writes its own shards, and process 0 what belongs to all of them, last.
 
-Tensors are in files of torch.distributed.checkpoint. Everything else, with tensors of no content in the place of those,
-is in a file of tacit's own, which has the digests of the others: shards of one save and a history of another are never
-taken for one checkpoint, whatever was copied over what.
+Tensors are in files of torch's DCP (distributed checkpoint). Everything else, with tensors of no content in the place
+of those, is in a file of tacit's own, which has the digests of the others: shards of one save and a history of another
+are never taken for one checkpoint, whatever was copied over what.
 """
 
 from __future__ import annotations

@@ -232,8 +232,8 @@ class PrivateRun:
             path: the file, or the folder; it is replaced only once the new one is whole.
             module: the model: its plain ``state_dict``.
             optimizer: the private optimizer (or the one inside).
-            sharded: write a folder, on a file system that all processes share: each writes its own part, with
-                ``torch.distributed.checkpoint``. All of them must call it, with DistributedDataParallel, too.
+            sharded: write a folder, on a file system that all processes share: each writes its own part, with torch's
+                DCP (distributed checkpoint). All of them must call it, with DistributedDataParallel, too.
 
         Raises:
             CheckpointError: it cannot be written there. Nothing was saved, and what was there before still is.
@@ -258,8 +258,8 @@ class PrivateRun:
         """What checkpoints of your own must have beside the states of model and optimizer.
 
         It is all that :meth:`save_checkpoint` saves besides them: without the releases so far, ε would start at zero
-        again. With ``fully_shard`` all processes must call it. An engine may be saved by
-        ``torch.distributed.checkpoint``, like a model.
+        again. With ``fully_shard`` all processes must call it. torch's DCP (distributed
+        checkpoint) takes an engine as it takes a model.
         """
         return checkpoint.engine_state(self.accountant, self._attachment)
 

@@ -6,7 +6,6 @@ The folder is torch's own: its tools read it, too.
 from __future__ import annotations
 
 import hashlib
-import pickle
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -42,7 +41,7 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor], group: Group) -> D
     from torch.distributed.checkpoint.state_dict_saver import save
 
     writer = FileSystemWriter(folder, overwrite=False)
-    with _in_words(folder), explained():
+    with _in_words(f"cannot write into {folder}"), explained():
         save(dict(tensors), storage_writer=writer, no_dist=group.count == 1)
     own = {path.name for path in folder.glob(f"__{group.rank}_*")} | ({_METADATA} if group.rank == 0 else set())
     every = group.gathered({name: digest_of(folder / name) for name in sorted(own)})
@@ -67,9 +66,9 @@ def read_shards(folder: Path, tensors: Mapping[str, Tensor], digests: Digests, g
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    for name in {_METADATA, *sorted(digests)[group.rank :: group.count]}:
+    for name in (_METADATA, *sorted(digests.keys() - {_METADATA})[group.rank :: group.count]):
         _check_file(folder, name, digests)
-    with _in_words(folder):
+    with _in_words(f"{folder} is damaged, or of another model"):
         load(dict(tensors), storage_reader=FileSystemReader(folder), no_dist=True)
 
 
@@ -91,7 +90,7 @@ def _check_file(folder: Path, name: str, digests: Digests) -> None:
 
 
 @contextmanager
-def _in_words(folder: Path) -> Iterator[None]:
+def _in_words(failed: str) -> Iterator[None]:
     """Raise what torch.distributed.checkpoint raises as an error of a checkpoint."""
     from torch.distributed.checkpoint.api import CheckpointException
 
@@ -100,8 +99,6 @@ def _in_words(folder: Path) -> Iterator[None]:
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # as was asked for
             yield
     except CheckpointException as error:  # it derives from BaseException
-        number, (cause, _) = next(iter(error.failures.items()))
-        words = str(cause).splitlines()[0] if str(cause) else ""
-        raise CheckpointError(f"{folder}: process {number} failed with {type(cause).__name__}: {words}") from error
-    except (OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{folder}: {type(error).__name__}: {error}") from error
+        causes = {number: cause for number, (cause, _) in error.failures.items()}
+        words = "; ".join(f"{type(cause).__name__}: {str(cause).splitlines()[0]}" for cause in causes.values())
+        raise CheckpointError(f"{failed} ({words}).") from error
