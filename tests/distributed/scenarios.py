@@ -163,6 +163,7 @@ class Case:
         nested: or of the model only.
         replicas: how many processes hold the same shard.
         batch: records per process and batch.
+        bounds: max_grad_norm; for ``clipping="grouped"`` a bound for each pattern of names.
         scale: losses are multiplied by so many powers of two, by a GradScaler.
     """
 
@@ -182,6 +183,7 @@ class Case:
     parted: bool = False
     epochs: int = 1
     clipping: str = "flat"
+    bounds: Any = BOUND
     to_none: bool = True
     memory_budget: int | None = None
     scale: int | None = None
@@ -215,7 +217,7 @@ def made(case: Case, **more: Any) -> tuple[Any, ...]:
         shard(plain, case)
     stepped = more.pop("optimizer", lambda parameters: torch.optim.SGD(parameters, lr=0.5))
     engine = more.pop("engine", None) or PrivacyEngine()
-    settings = {"noise_multiplier": case.noise, "max_grad_norm": BOUND, "sampling": case.sampling} | more
+    settings = {"noise_multiplier": case.noise, "max_grad_norm": case.bounds, "sampling": case.sampling} | more
     _, optimizer, loader, *rest = engine.make_private(
         module=model,
         optimizer=stepped(plain.parameters()),

@@ -1,5 +1,7 @@
 """What several processes release is what one would release over the same batch."""
 
+import math
+from fnmatch import fnmatchcase
 from itertools import product
 from typing import Any
 
@@ -10,6 +12,9 @@ from processes import results
 from scenarios import BOUND, Case, collectives, data, model_of, several, users
 
 from tacit.checking.reference import single_sample_loop
+
+ACROSS = {"*.weight": 0.2, "*": 0.1}  # groups of parameters of several modules, and of one
+ALONG = {"[01].*": 0.2, "*": 0.1}
 
 
 def reference(case: Case, weights: dict[str, Any], rows: list[int]) -> dict[str, Any]:
@@ -22,7 +27,32 @@ def reference(case: Case, weights: dict[str, Any], rows: list[int]) -> dict[str,
         return {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
     x, y, _ = records[torch.tensor(rows)]
     loss = lambda m, b: F.cross_entropy(m(b[0]), b[1])  # noqa: E731
+    if case.clipping == "grouped":
+        return by_groups(
+            [
+                single_sample_loop(model, loss, (x[i, None], y[i, None]), max_grad_norm=math.inf).sums
+                for i in range(len(x))
+            ],
+            case.bounds,
+        )
     return single_sample_loop(model, loss, (x, y), max_grad_norm=BOUND, clipping=case.clipping).sums
+
+
+def by_groups(samples: list[Any], bounds: dict[str, float]) -> dict[str, Any]:
+    """The clipped sum of samples' gradients, of which each group of parameters has a bound of its own."""
+    group_of = {name: next(pattern for pattern in bounds if fnmatchcase(name, pattern)) for name in samples[0]}
+    assert set(group_of.values()) == bounds.keys()
+    sums = {name: torch.zeros_like(value) for name, value in samples[0].items()}
+    clipped = dict.fromkeys(bounds, 0)
+    for sample in samples:
+        for group, bound in bounds.items():
+            names = [name for name in sums if group_of[name] == group]
+            norm = float(torch.cat([sample[name].flatten() for name in names]).norm())
+            clipped[group] += norm > bound
+            for name in names:
+                sums[name] += sample[name] * min(1.0, bound / max(norm, 1e-300))
+    assert all(clipped.values())
+    return sums
 
 
 def check(case: Case, found: list[Any]) -> None:
@@ -92,6 +122,10 @@ def test_ways_of_wrapping():
         Case(to_none=False, ddp={"gradient_as_bucket_view": True}, pieces="synced"),
         Case(clipping="per_layer"),
         Case(clipping="per_layer", mode="ghost", pieces="manager"),
+        Case(clipping="grouped", bounds=ACROSS, pieces="no_sync"),
+        Case(clipping="grouped", bounds=ALONG, mode="ghost", pieces="manager", wrap="after"),
+        Case(clipping="grouped", bounds=ACROSS, mode="hooks", ddp={"static_graph": True}),
+        Case(clipping="grouped", bounds=ALONG, model="conv", ddp={"gradient_as_bucket_view": True}, epochs=2),
         Case(model="checkpointed", pieces="no_sync"),
         Case(model="reentrant"),
         Case(model="checkpointed", ddp={"static_graph": True}),

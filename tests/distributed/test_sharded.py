@@ -1,5 +1,6 @@
 """What processes release that each hold a shard of the parameters is what one process would release."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from language import in_type
 from processes import results
 from scenarios import BOUND, Case, collectives, data, last_dimension, model_of
-from test_exactness import compare
+from test_exactness import ACROSS, ALONG, compare
 from torch.distributed.fsdp import CPUOffloadPolicy
 
 
@@ -44,6 +45,11 @@ def test_ways_of_sharding():
         Case(wrap="shard", to_none=False, epochs=2),
         Case(wrap="shard", clipping="per_layer", pieces="no_sync"),
         Case(wrap="shard", clipping="per_layer", mode="ghost"),
+        Case(wrap="shard", clipping="grouped", bounds=ACROSS, pieces="no_sync"),
+        Case(wrap="shard", clipping="grouped", bounds=ALONG, shard=freed, pieces="manager"),
+        Case(wrap="shard", clipping="grouped", bounds=ACROSS, mode="ghost", shard=kept),
+        Case(wrap="shard", clipping="grouped", bounds=ALONG, mode="hooks", model="conv", nested=False),
+        Case(wrap="shard", clipping="grouped", bounds={"net.*": 0.2, "*": 0.1}, model="checkpointed", shard=freed),
         Case(wrap="shard", model="checkpointed", shard=freed, pieces="no_sync"),
         Case(wrap="shard", model="checkpointed", mode="ghost"),
         Case(wrap="shard", model="reentrant"),
@@ -61,6 +67,7 @@ def test_language_models():
         Case(wrap="shard", batch=5, model="gpt2 recomputed", mode="ghost", pieces="manager"),
         Case(wrap="shard", batch=5, model="gpt2 reentrant", nested=False),
         Case(wrap="shard", batch=5, model="llama adapted", clipping="per_layer", shard=freed),
+        Case(wrap="shard", batch=5, model="gpt2", clipping="grouped", bounds={"*.wte.*": 0.1, "*": 0.2}, shard=freed),
     ]
     compare(2, cases)
 
@@ -91,7 +98,9 @@ def test_sums_are_float32_whatever_modules_run_in(world, kind, within):
 def test_experts_that_only_some_processes_use():
     """What a process settles early must not depend on its rows: others would add another parameter's sum to it."""
     settings = (("auto", "flat"), ("ghost", "flat"), ("auto", "per_layer"), ("ghost", "per_layer"))
-    compare(2, [Case(wrap="shard", model="routed", nested=False, batch=2, mode=m, clipping=c) for m, c in settings])
+    cases = [Case(wrap="shard", model="routed", nested=False, batch=2, mode=m, clipping=c) for m, c in settings]
+    experts = {"experts.*": 0.02, "*": 0.1}
+    compare(2, [*cases, *(replace(c, clipping="grouped", bounds=experts) for c in cases[:2])])
 
 
 def test_replicas():
@@ -101,6 +110,7 @@ def test_replicas():
         Case(wrap="shard", batch=2, replicas=2, mode="ghost", pieces="manager"),
         Case(wrap="shard", batch=2, replicas=2, model="conv", shard={"reshard_after_forward": False}),
         Case(wrap="shard", batch=2, replicas=2, model="checkpointed", clipping="per_layer"),
+        Case(wrap="shard", batch=2, replicas=2, clipping="grouped", bounds=ACROSS, mode="ghost"),
         Case(wrap="shard", batch=2),
         Case(wrap="shard", batch=2, model="conv", pieces="no_sync", shard={"reshard_after_forward": 2}),
         Case(wrap="shard", batch=2, model="unused", mode="ghost", pieces="manager", nested=False),
