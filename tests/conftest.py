@@ -139,6 +139,21 @@ def _same_rates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=NO_GPU)])
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where a model is: on a GPU, if there is one, with TF32 allowed for its products. No clip may heed that."""
+    places: Any = (torch.backends.cuda.matmul, torch.backends.cudnn.conv) if request.param == "cuda" else ()
+    before = [place.fp32_precision for place in places]
+    for place in places:
+        place.fp32_precision = "tf32"
+    yield request.param
+    for place, value in zip(places, before, strict=True):
+        place.fp32_precision = value
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--strategies", default="", help="force these, such as gram,pixels, wherever they are possible")
     parser.addoption("--grid", action="store_true", help="all cells of the exactness grid over several processes")

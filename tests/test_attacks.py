@@ -306,26 +306,26 @@ def test_the_batch_is_not_written_into_what_is_saved(how):
 
 
 class TestNumbers:
-    def moved(self, make_model, loss_fn, rows, extra, c=1.0):
+    def moved(self, make_model, loss_fn, rows, extra, c=1.0, device="cpu"):
         """How far the clipped sum moves when a sample is added, in units of C."""
         sums = []
         for batch in (rows, [torch.cat(pair) for pair in zip(rows, extra, strict=True)]):
             torch.manual_seed(0)
-            model = make_model()
+            model = make_model().to(device)
             _, model, _, _, _ = run(model, max_grad_norm=c, loss_reduction="sum")
-            loss_fn(model, batch).backward()
+            loss_fn(model, [value.to(device) for value in batch]).backward()
             sums.append(torch.cat([p.grad.double().flatten() for p in model.parameters()]))
         return float((sums[1] - sums[0]).norm()) / c
 
     @pytest.mark.parametrize("size", [1e3, 1e5, 1e9])
-    def test_terms_that_cancel_within_a_sample(self, size):
+    def test_terms_that_cancel_within_a_sample(self, size, device):
         def loss_fn(model, batch):
             h = model(batch[0])
             return (h[:, 0] - h[:, 1] - batch[1]).square().sum()
 
         rows = [torch.randn(8, 2, 4), torch.randn(8, 3)]
         extra = [torch.full((1, 2, 4), size) + torch.tensor([1.0, 2.0, 3.0, 4.0]) * size, torch.full((1, 3), size)]
-        assert self.moved(lambda: nn.Linear(4, 3), loss_fn, rows, extra) <= 1 + 1e-4
+        assert self.moved(lambda: nn.Linear(4, 3), loss_fn, rows, extra, device=device) <= 1 + 1e-4
 
     def test_embeddings_that_cancel(self):
         def loss_fn(model, batch):
@@ -346,13 +346,14 @@ class TestNumbers:
         assert self.moved(lambda: nn.Linear(512, 2), loss_fn, rows, extra, c=1e-4) <= 1 + 1e-4
 
     @pytest.mark.parametrize("samples", [64, 1025])
-    def test_bfloat16_autocast_does_not_round_the_total(self, samples):
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_autocast_does_not_round_the_total(self, samples, dtype, device):
         def loss_fn(model, batch):
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.autocast(device, dtype=dtype):
                 return model(batch[0]).float().sum()
 
-        rows = [torch.ones(samples, 3, 16)]
-        assert self.moved(lambda: nn.Linear(16, 8), loss_fn, rows, [torch.ones(1, 3, 16)]) <= 1 + 1e-3
+        rows, extra = [torch.ones(samples, 3, 16)], [torch.ones(1, 3, 16)]
+        assert self.moved(lambda: nn.Linear(16, 8), loss_fn, rows, extra, device=device) <= 1 + 1e-3
 
 
 def test_recomputation_outside_the_capture_is_never_taken_for_the_rule():

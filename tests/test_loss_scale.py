@@ -22,11 +22,21 @@ RECORDS, D, K, BOUND = 24, 6, 3, 0.3
 class Run:
     """A private run over a small network, and how a user of a GradScaler trains it."""
 
-    def __init__(self, scaler: Any, mode: str = "auto", *, half: bool = False, **settings: Any) -> None:
+    def __init__(
+        self,
+        scaler: Any,
+        mode: str = "auto",
+        *,
+        half: bool = False,
+        dtype: torch.dtype = torch.float16,
+        device: str = "cpu",
+        **settings: Any,
+    ) -> None:
         torch.manual_seed(0)
-        self.scaler, self.half = scaler, half
+        self.scaler, self.device = scaler, device
+        self.autocast = torch.autocast(device, dtype=dtype, enabled=half)
         network = lambda: nn.Sequential(nn.Linear(D, 7), nn.Tanh(), nn.Linear(7, K))  # noqa: E731
-        self.plain = settings.pop("model", network)()
+        self.plain = settings.pop("model", network)().to(device)
         x = settings.pop("x", torch.randn(RECORDS, D))
         data = TensorDataset(x, settings.pop("y", torch.arange(len(x)) % K))
         criterion = settings.pop("criterion", nn.CrossEntropyLoss())
@@ -41,7 +51,7 @@ class Run:
         self.criterion = rest[0] if rest else criterion
 
     def backward(self, x: Tensor, y: Tensor) -> "Run":
-        with torch.autocast("cpu", dtype=torch.float16, enabled=self.half):
+        with self.autocast:
             loss = self.criterion(self.model(x), y)
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         return self
@@ -59,7 +69,7 @@ class Run:
         return torch.cat([p.grad.flatten() for p in self.plain.parameters()])
 
     def batch(self) -> Any:
-        return next(iter(self.loader))
+        return [value.to(self.device) for value in next(iter(self.loader))]
 
     def epoch(self) -> list[Tensor]:
         """What each step of an epoch releases."""
@@ -71,8 +81,8 @@ class Run:
         return released
 
 
-def scaler(exponent: int = 16, **settings: Any) -> GradScaler:
-    return GradScaler("cpu", init_scale=2.0**exponent, **settings)
+def scaler(exponent: int = 16, device: str = "cpu", **settings: Any) -> GradScaler:
+    return GradScaler(device, init_scale=2.0**exponent, **settings)
 
 
 @pytest.mark.parametrize("mode", [*MODES, "functorch"])
@@ -84,8 +94,18 @@ def test_what_is_released_is_that_of_the_plain_loss(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_in_float16_it_is_near_the_loop_over_single_samples(mode):
-    run = Run(scaler(), mode, half=True)
+@pytest.mark.parametrize(
+    ("kind", "scaled", "within"),
+    [
+        (torch.float16, True, 4e-3),
+        (torch.float16, False, 4e-3),
+        (torch.bfloat16, False, 3e-2),
+        (None, False, 4e-3),  # without autocast: on a GPU in TF32
+    ],
+)
+def test_in_half_precision_it_is_near_the_loop_over_single_samples(mode, kind, scaled, within, device):
+    how = {"half": kind is not None, "dtype": kind or torch.float16, "device": device}
+    run = Run(scaler(device=device) if scaled else None, mode, **how)
     x, y = run.batch()
     loss = lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1])  # noqa: E731
     clipping = mode_settings(mode).get("clipping", "flat")
@@ -93,8 +113,8 @@ def test_in_float16_it_is_near_the_loop_over_single_samples(mode):
     run.backward(x, y).step()
     total = torch.cat([value.flatten() for value in reference.sums.values()])
     error = float((run.gradient.double() * 8 - total).norm() / total.norm())
-    assert error < 4e-3
-    torch.testing.assert_close(run.engine.stats.norms, reference.norms, rtol=4e-3, atol=0)
+    assert error < within
+    torch.testing.assert_close(run.engine.stats.norms, reference.norms.cpu(), rtol=within, atol=0)
 
 
 def test_small_gradients_survive():

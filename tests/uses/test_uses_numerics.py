@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tacit.uses import Dense, Gather, Outer, Use, join
+from tacit.uses import Dense, FullPrecision, Gather, Outer, Use, join
 from tacit.uses.numerics import BLOCK, FEW, cancelled, sample_squares, wide
 
 TYPES = [torch.float32, torch.bfloat16]
@@ -20,17 +20,24 @@ def true_squares(a: Tensor, g: Tensor) -> Tensor:
     return torch.einsum("btp,btd->bpd", g.double(), a.double()).square().sum((1, 2))
 
 
+def squares_on(device: str, a: Tensor, g: Tensor, *, formed: bool = False) -> Tensor:
+    """‖Σ_t g_t ⊗ a_t‖² of each sample, as a clip on a device finds it."""
+    with FullPrecision(torch.device(device)):
+        shape = torch.Size((g.shape[-1], a.shape[-1]))
+        return Outer(a.to(device), g.to(device), shape, formed=formed).squared_norms().cpu()
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("size", [1.0, 1e-2, 1e-4, 1e-6, 0.0])
 @pytest.mark.parametrize("T", [2, 8])
 @FORMED
-def test_positions_that_nearly_cancel(dtype: torch.dtype, size: float, T: int, formed: bool) -> None:
+def test_positions_that_nearly_cancel(dtype: torch.dtype, size: float, T: int, formed: bool, device: str) -> None:
     """g_t ⊗ a_t and its negative, up to a perturbation."""
     a = torch.randn(3, T, 16).repeat(1, 2, 1)
     g = torch.randn(3, T, 8)
     g = torch.cat([g, -g + size * torch.randn(3, T, 8)], 1)
     a, g = a.to(dtype), g.to(dtype)
-    found = Outer(a, g, torch.Size((8, 16)), formed=formed).squared_norms()
+    found = squares_on(device, a, g, formed=formed)
     expected = true_squares(a, g)
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-30)
 
@@ -44,12 +51,12 @@ def test_factors_that_float32_cannot_square(size: float, formed: bool) -> None:
 
 
 @FORMED
-def test_many_positions_that_cancel_exactly(formed: bool) -> None:
+def test_many_positions_that_cancel_exactly(formed: bool, device: str) -> None:
     a = torch.ones(2, 64, 4) * 1000
     g = torch.ones(2, 64, 4)
     g[:, ::2] = -1
     g[1, 0, 0] += 1e-3
-    found = Outer(a, g, torch.Size((4, 4)), formed=formed).squared_norms()
+    found = squares_on(device, a, g, formed=formed)
     torch.testing.assert_close(found, true_squares(a, g), rtol=1e-4, atol=1e-30)
 
 
@@ -73,10 +80,10 @@ def test_two_uses_that_cancel() -> None:
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_one_sample_that_cancels_among_others_that_do_not(dtype: torch.dtype) -> None:
+def test_one_sample_that_cancels_among_others_that_do_not(dtype: torch.dtype, device: str) -> None:
     a, g = torch.randn(3, 2, 16).to(dtype), torch.randn(3, 2, 8).to(dtype)
     a[1, 1], g[1, 1] = a[1, 0], -g[1, 0] * (1 + 2**-7)
-    found = Outer(a, g, torch.Size((8, 16))).squared_norms()
+    found = squares_on(device, a, g)
     torch.testing.assert_close(found, true_squares(a, g), rtol=1e-3, atol=0)
 
 
@@ -147,13 +154,13 @@ def test_squares_of_few_and_of_many_numbers(size: int, scale: float) -> None:
 @pytest.mark.parametrize("T", [2, 16, 64])
 @pytest.mark.parametrize(("d", "p"), [(16, 16), (64, 64), (2048, 128)])
 @pytest.mark.parametrize("apart", [0.005, 0.01, 0.02, 0.05, 0.2, 1.0])
-def test_rounding_makes_no_norm_smaller_than_noise_pays_for(T: int, d: int, p: int, apart: float) -> None:
+def test_rounding_makes_no_norm_smaller_than_noise_pays_for(T: int, d: int, p: int, apart: float, device: str) -> None:
     """Positions that nearly cancel, down to where norms are computed again: 2⁻¹² is paid for in all."""
     signs = torch.ones(T)
     signs[T // 2 :] = -1
     a = torch.randn(48, 1, d) + apart * torch.randn(48, T, d)
     g = (torch.randn(48, 1, p) + apart * torch.randn(48, T, p)) * signs[None, :, None]
-    norms = Outer(a, g, torch.Size((p, d))).squared_norms().sqrt()
+    norms = squares_on(device, a, g).sqrt()
     expected = true_squares(a, g).sqrt()
     assert float((expected / norms).max()) < 1 + 4e-5
     assert float((norms / expected).max()) < 1 + 4e-2
@@ -180,10 +187,10 @@ def test_looked_up_rows_that_cancel_are_summed_as_they_were_normed(tied: bool) -
     torch.testing.assert_close(use.weighted_sum(bound / norms, bound), total, rtol=1e-4, atol=1e-9, check_dtype=False)
 
 
-def test_rows_that_nearly_are_one_vector() -> None:
+def test_rows_that_nearly_are_one_vector(device: str) -> None:
     """Their products all round the same way, T² times."""
     a, g = torch.full((4, 256, 256), 1 / 3), torch.full((4, 256, 8), 0.7)
     a += 3e-3 * torch.randn_like(a)
     g = (g + 3e-3 * torch.randn_like(g)) * (torch.arange(256) % 2 * 2 - 1)[None, :, None]
-    norms = Outer(a, g, torch.Size((8, 256))).squared_norms().sqrt()
+    norms = squares_on(device, a, g).sqrt()
     assert float((true_squares(a, g).sqrt() / norms).max()) < 1 + 1e-4

@@ -18,19 +18,25 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def lowered():
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
-    yield
-    torch.backends.mkldnn.matmul.fp32_precision = before
+def lowered(device):
+    """Where the precision of products has been lowered."""
+    if device == "cuda":  # it is, there
+        yield torch.backends.cuda.matmul
+        return
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    yield matmul
+    matmul.fp32_precision = before
 
 
-def test_a_context_raises_the_precision_and_puts_it_back(lowered):
-    full = FullPrecision(CPU)
+def test_a_context_raises_the_precision_and_puts_it_back(lowered, device):
+    low = lowered.fp32_precision
+    full = FullPrecision(torch.device(device))
     for _ in range(2):
         with full:
-            assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
-        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+            assert lowered.fp32_precision == "ieee"
+        assert lowered.fp32_precision == low
 
 
 def test_without_a_lower_precision_nothing_is_touched():
@@ -41,13 +47,14 @@ def test_without_a_lower_precision_nothing_is_touched():
 
 @pytest.mark.parametrize("mode", ["auto", "ghost"])
 @pytest.mark.parametrize("clipping", ["flat", "per_layer"])
-def test_one_sample_keeps_the_bound_when_products_are_rounded(lowered, mode, clipping):
-    """Inputs and gradients just above the middle between two bfloat16 numbers: each is rounded up, by 2⁻⁹.
+def test_one_sample_keeps_the_bound_when_products_are_rounded(lowered, device, mode, clipping):
+    """Inputs and gradients just above the middle between two numbers of bfloat16, or of TF32: each is rounded up.
 
     On a processor without bfloat16 units the setting changes nothing, and neither does it here.
     """
-    layer = nn.Linear(256, 256, bias=False)
-    x = torch.full((1, 4, 256), 1 + 2**-8 + 2**-12)
+    layer = nn.Linear(256, 256, bias=False).to(device)
+    middle = 2**-8 if device == "cpu" else 2**-11
+    x = torch.full((1, 4, 256), 1 + middle * (1 + 2**-4), device=device)
     _, sums = private_gradients(
         layer,
         lambda m, b, criterion: criterion(m(b[0]) * b[0], b[0]),
@@ -63,7 +70,7 @@ def test_one_sample_keeps_the_bound_when_products_are_rounded(lowered, mode, cli
 @pytest.mark.parametrize("mode", ["auto", "ghost"])
 @pytest.mark.parametrize("clipping", ["flat", "per_layer"])
 @pytest.mark.parametrize(("dtype", "width"), [(torch.bfloat16, 257), (torch.float16, 2049)])
-def test_one_sample_keeps_the_bound_when_its_backward_is_within_autocast(mode, clipping, dtype, width):
+def test_one_sample_keeps_the_bound_when_its_backward_is_within_autocast(mode, clipping, dtype, width, device):
     """Gram matrices of so many ones: autocast would round the norm down, and nothing in the sum."""
 
     class Backward:
@@ -71,14 +78,14 @@ def test_one_sample_keeps_the_bound_when_its_backward_is_within_autocast(mode, c
             self.loss = loss
 
         def backward(self):
-            with torch.autocast("cpu", dtype=dtype):
+            with torch.autocast(device, dtype=dtype):
                 self.loss.backward()
 
     with TUNER.forced("gram"):
         _, sums = private_gradients(
-            nn.Linear(width, 257, bias=False),
+            nn.Linear(width, 257, bias=False).to(device),
             lambda m, b, criterion: Backward(criterion(m(b[0]), b[0])),
-            (torch.ones(1, 4, width),),
+            (torch.ones(1, 4, width, device=device),),
             max_grad_norm=1.0,
             grad_sample_mode=mode,
             clipping=clipping,
