@@ -3,16 +3,20 @@
 With DistributedDataParallel, or with fully_shard (``--fsdp``). Both train on halves of the same batch, in alternating
 rounds of as many steps; the ratio is the median over the rounds (see `measure`). Bytes are what this process hands to
 torch.distributed in one step: DDP's buckets through a communication hook, or the shards that it sends to others and the
-gradients that are summed up; and with tacit what processes compare before a release.
+gradients that are summed up; and with tacit what processes compare before a release. Memory is what a few steps raise
+the peak of each process by, above what is there before the first (see `memory`), plain and private in processes of
+their own.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -29,6 +33,7 @@ from torch.utils.data import DataLoader, Subset
 
 from benchmarks.cases import Case
 from benchmarks.contestants import LEARNING_RATE, MAX_GRAD_NORM, NOISE_MULTIPLIER, quiet
+from benchmarks.memory import STEPS, peak, resident
 from benchmarks.registry import BY_NAME
 from tacit import PrivacyEngine
 
@@ -115,30 +120,75 @@ def _step(model: nn.Module, optimizer: Any, loader: Any, case: Case) -> Step:
     return step
 
 
-def _process(rank: int, store: str, names: Sequence[str], rounds: int, steps: int, tiny: bool, fsdp: bool) -> None:
+def _process(rank: int, folder: str, name: str, rounds: int, steps: int, tiny: bool, fsdp: bool) -> None:
+    """Time of the plain and the private step in alternation, and their bytes."""
+    _join(rank, folder, "times")
+    case, sizes = _case(name, tiny)
+    with quiet():
+        both = [make(case, sizes, rank, fsdp) for make in (plain, private)]
+        seen = counted(case, sizes, rank, fsdp)
+        for step in (*both, seen):  # warm up: DDP rebuilds its buckets, tacit chooses its ways
+            for _ in range(3):
+                step()
+        sent = []
+        for step in (seen, both[1]):
+            with Sent() as counter:
+                step()
+            sent.append(counter.bytes)
+        times = [[sum(step() for _ in range(steps)) / steps for step in both] for _ in range(rounds)]
+    ratio = median(mine / other for other, mine in times)
+    ms = [1000 * median(column) for column in zip(*times, strict=True)]
+    _leave(rank, folder, "times", [*ms, ratio, *sent])
+
+
+def _memory(rank: int, folder: str, name: str, tiny: bool, fsdp: bool, which: str) -> None:
+    """By how many bytes a few steps of one contestant raise the peak of this process."""
+    _join(rank, folder, which)
+    case, sizes = _case(name, tiny)
+    with quiet():
+        step = {"plain": plain, "private": private}[which](case, sizes, rank, fsdp)
+        dist.barrier()
+        before = resident()
+        for _ in range(STEPS):
+            step()
+        _leave(rank, folder, which, peak() - before)
+
+
+def _case(name: str, tiny: bool) -> tuple[Case, dict[str, Any]]:
+    return BY_NAME[name], dict(BY_NAME[name].tiny) if tiny else {}
+
+
+def _join(rank: int, folder: str, what: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=PROCESSES)
-    for name in names:
-        case = BY_NAME[name]
-        sizes = dict(case.tiny) if tiny else {}
-        with quiet():
-            both = [make(case, sizes, rank, fsdp) for make in (plain, private)]
-            seen = counted(case, sizes, rank, fsdp)
-            for step in (*both, seen):  # warm up: DDP rebuilds its buckets, tacit chooses its ways
-                for _ in range(3):
-                    step()
-            sent = []
-            for step in (seen, both[1]):
-                with Sent() as counter:
-                    step()
-                sent.append(counter.bytes)
-            times = [[sum(step() for _ in range(steps)) / steps for step in both] for _ in range(rounds)]
-        if rank == 0:
-            ratio = median(mine / other for other, mine in times)
-            ms = [1000 * median(column) for column in zip(*times, strict=True)]
-            print(f"{name:10} {ms[0]:8.1f} ms {ms[1]:8.1f} ms {ratio:6.2f} {sent[0]:12,} {sent[1]:12,}", flush=True)
+    store = f"file://{folder}/store of {what}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=PROCESSES)
+
+
+def _leave(rank: int, folder: str, what: str, found: Any) -> None:
+    Path(folder, f"{what} {rank}").write_text(json.dumps(found))
     dist.barrier()  # who leaves first ends the others' connections
     dist.destroy_process_group()
+
+
+def _all(function: Any, folder: str, what: str, *settings: Any) -> list[Any]:
+    """What each of the processes found."""
+    torch.multiprocessing.spawn(function, (folder, *settings), nprocs=PROCESSES)
+    return [json.loads(Path(folder, f"{what} {rank}").read_text()) for rank in range(PROCESSES)]
+
+
+def row(name: str, given: argparse.Namespace) -> str:
+    """All of one case."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = (name, given.rounds, given.steps, given.tiny, given.fsdp)
+        ms, private_ms, ratio, sent, sent_privately = _all(_process, folder, "times", *settings)[0]
+        plainly, privately = (
+            "/".join(
+                f"{found / 1e6:.0f}" for found in _all(_memory, folder, which, name, given.tiny, given.fsdp, which)
+            )
+            for which in ("plain", "private")
+        )
+    times = f"{ms:8.1f} ms {private_ms:8.1f} ms {ratio:6.2f}"
+    return f"{name:10} {times} {sent:12,} {sent_privately:12,} {plainly:>9} {privately:>9}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -149,10 +199,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="tiny models, to test the harness")
     parser.add_argument("--fsdp", action="store_true", help="fully_shard instead of DistributedDataParallel")
     given = parser.parse_args(arguments)
-    print(f"{'case':10} {'plain':>11} {'private':>11} {'ratio':>6} {'bytes':>12} {'private':>12}", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        settings = (f"{folder}/store", given.case, given.rounds, given.steps, given.tiny, given.fsdp)
-        torch.multiprocessing.spawn(_process, settings, nprocs=PROCESSES)
+    head = f"{'case':10} {'plain':>11} {'private':>11} {'ratio':>6} {'bytes':>12} {'private':>12}"
+    print(f"{head} {'MB':>9} {'private':>9}", flush=True)
+    for name in given.case:
+        print(row(name, given), flush=True)
     return 0
 
 

@@ -13,8 +13,9 @@ from tacit.scaling.traffic import traffic
 def test_a_tiny_run(capfd, wrapper, compared):
     assert main(["--tiny", "--case", "mlp", "--rounds", "1", "--steps", "1", *wrapper]) == 0
     _, line = capfd.readouterr().out.splitlines()
-    name, *_, plain, private = line.replace(",", "").split()
+    name, *_, plain, private, memory, private_memory = line.replace(",", "").split()
     assert name == "mlp"
+    assert all(len(each.split("/")) == PROCESSES and "-" not in each for each in (memory, private_memory))
     assert int(private) == int(plain) + compared
     if wrapper:
         return
