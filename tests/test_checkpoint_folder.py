@@ -155,7 +155,10 @@ def test_an_engine_in_a_checkpoint_of_ones_own(tmp_path):
     epoch(resumed, other_optimizer, other_loader)
     assert other.get_epsilon(1e-5) == engine.get_epsilon(1e-5)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), resumed.parameters(), strict=True))
-    for bad, words in (({}, "bytes were saved"), (make()[0].state_dict(), "forget spent budget")):
+    spent, foreign = make()[0].state_dict(), {"tacit": checkpoint_file.packed({"history": []})}
+    torn = {"tacit": spent["tacit"][:-50]}
+    strange = "is not what state_dict\\(\\) returned"
+    for bad, words in (({}, strange), (foreign, strange), (torn, "torn"), (spent, "forget spent budget")):
         with pytest.raises(CheckpointError, match=words):
             engine.load_state_dict(bad)
     assert engine.accountant.steps == 6

@@ -64,7 +64,7 @@ def read(path: Path, *, kind: str = FORMAT) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is not there, torn, foreign, or of another version.
     """
-    content = _loaded(path, str(path))
+    content: Any = _loaded(path, str(path))
     if not isinstance(content, dict) or content.get("format") != kind or any(key not in content for key in KEYS):
         raise CheckpointError(f"{path} was not written by save_checkpoint(). Nothing was changed.")
     if content["version"] != VERSION:
@@ -81,15 +81,16 @@ def packed(content: Mapping[str, Any]) -> bytes:
     return file.getvalue()
 
 
-def unpacked(packed: object, name: str) -> Any:
-    """Return what was packed.
+def unpacked(packed: object, name: str) -> dict[str, Any]:
+    """Return what was packed, which is at least all of a checkpoint but model and optimizer.
 
     Raises:
-        CheckpointError: it was not.
+        CheckpointError: it is something else.
     """
-    if not isinstance(packed, bytes):
-        raise CheckpointError(f"{name} is {type(packed).__name__}, and bytes were saved. Nothing was changed.")
-    return _loaded(io.BytesIO(packed), name)
+    content = _loaded(io.BytesIO(packed), name) if isinstance(packed, bytes) else packed
+    if not isinstance(content, dict) or any(key not in content for key in KEYS[2:]):
+        raise CheckpointError(f"{name} is not what state_dict() returned. Nothing was changed.")
+    return content
 
 
 def _loaded(file: Path | io.BytesIO, name: str) -> Any:
