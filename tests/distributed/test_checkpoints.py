@@ -4,9 +4,12 @@ import pytest
 import torch
 from checkpoints import case_of, failing, own, resumes, saves, unsaved
 from processes import results
+from scenarios import last_dimension
 
 from tacit import PrivacyEngine
 from tacit.accounting import PoissonRelease
+
+SIDEWAYS = {"shard_placement_fn": last_dimension}
 
 
 def epsilon(steps: int) -> float:
@@ -31,6 +34,13 @@ def equal(one, other) -> bool:
     [
         (4, "shard", {}, [(2, "shard"), (1, "alone"), (2, "before")]),
         (4, "shard", {"replicas": 2, "model": "conv"}, [(2, "shard"), (1, "shard")]),
+        (
+            2,
+            "shard",
+            {"model": "even", "nested": False, "shard": {"shard_placement_fn": last_dimension}},
+            [(1, "alone")],
+        ),
+        (2, "shard", {"model": "gpt2"}, [(1, "alone")]),  # tied weights
         (2, "before", {}, [(2, "shard"), (1, "alone"), (2, "after")]),
         (1, "alone", {}, [(2, "shard")]),
     ],
