@@ -47,11 +47,9 @@ def write(path: Path, content: Mapping[str, Any], parameters: Collection[str], g
         group.together(lambda: _check_seen(temporary), lambda _: {})
         files = write_shards(temporary, mine, group)
         group.from_first(lambda: _finish(path, temporary, {**content, **emptied, "files": files}))
-    except BaseException as error:
+    except BaseException:
         if group.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise CheckpointError(f"cannot write {path}: {error.strerror}. Nothing was saved.") from error
         raise
 
 
@@ -166,7 +164,14 @@ def _check_seen(folder: Path) -> None:
 
 def _finish(path: Path, temporary: Path, content: Mapping[str, Any]) -> None:
     """Make a folder a checkpoint, and put it into the place of the former one."""
-    checkpoint_file.write(own_file(temporary), content, kind=FORMAT)
+    try:
+        checkpoint_file.write(own_file(temporary), content, kind=FORMAT)
+        _put(temporary, path)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror}. Nothing was saved.") from error
+
+
+def _put(temporary: Path, path: Path) -> None:
     before = former(path)
     replaced = path.exists()
     if replaced:

@@ -43,8 +43,12 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor], group: Group) -> D
     writer = FileSystemWriter(folder, overwrite=False)
     with _in_words(f"cannot write into {folder}"), explained():
         save(dict(tensors), storage_writer=writer, no_dist=group.count == 1)
-    own = {path.name for path in folder.glob(f"__{group.rank}_*")} | ({_METADATA} if group.rank == 0 else set())
-    every = group.gathered({name: digest_of(folder / name) for name in sorted(own)})
+
+    def own() -> Digests:
+        paths = [*folder.glob(f"__{group.rank}_*"), *([folder / _METADATA] if group.rank == 0 else [])]
+        return {path.name: digest_of(path) for path in paths}
+
+    every = group.gathered(group.together(own, lambda _: {}))
     return {name: digest for digests in every for name, digest in digests.items()}
 
 
