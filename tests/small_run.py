@@ -11,12 +11,14 @@ from tacit import PrivacyEngine
 RECORDS = 24
 
 
-def make(engine: PrivacyEngine | None = None, *, records: int = RECORDS, **settings: Any) -> tuple[Any, ...]:
+def make(
+    engine: PrivacyEngine | None = None, *, records: int = RECORDS, features: int = 3, **settings: Any
+) -> tuple[Any, ...]:
     """A linear model on random records, in batches of 8: (engine, model, optimizer, loader)."""
     torch.manual_seed(0)
-    model = nn.Linear(3, 2)
+    model = nn.Linear(features, 2)
     engine = PrivacyEngine() if engine is None else engine
-    data = TensorDataset(torch.randn(records, 3), torch.randint(0, 2, (records,)))
+    data = TensorDataset(torch.randn(records, features), torch.randint(0, 2, (records,)))
     made = engine.make_private(
         module=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.1),

@@ -423,7 +423,7 @@ class TestPasses:
         expected = self._sums(mode, saliency=False, retain=retain)
         found = self._sums(mode, saliency=True, retain=retain)
         for a, b in zip(expected, found, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)  # ghost's second way sums in another order
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)  # ghost's second way sums in another order
 
     def _sums(self, mode, *, saliency, retain):
         criterion = {"criterion": nn.CrossEntropyLoss()} if mode == "ghost" else {}

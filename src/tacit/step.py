@@ -21,7 +21,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Protocol, TypeAlias
 
 import torch
@@ -84,10 +83,15 @@ def clipping_factors(
     total = torch.linalg.vector_norm(norms, dim=0)
     finite = torch.isfinite(total)
     factors = policy.factors(torch.where(finite, norms, 0.0), tuple(squares))
-    scaled = (factors < 1).any(0)
-    kept = finite & (torch.arange(samples, device=finite.device) < real)
-    factors = torch.where(kept, factors * scale, 0.0)
-    return Factors(total, finite, dict(zip(squares, factors, strict=True)), policy.sensitivity, scaled)
+    kept = finite if real >= samples else finite & (torch.arange(samples, device=finite.device) < real)
+    if policy.uniform:
+        scaled = factors[0] < 1
+        row = torch.where(kept, factors[0] * scale, 0.0)
+        by_name = dict.fromkeys(squares, row)
+    else:
+        scaled = (factors < 1).any(0)
+        by_name = dict(zip(squares, torch.where(kept, factors * scale, 0.0).unbind(), strict=True))
+    return Factors(total, finite, by_name, policy.sensitivity, scaled)
 
 
 class ClippedUses:
@@ -98,17 +102,20 @@ class ClippedUses:
         self._factors = factors
         self._together = together
         self._sums: dict[str, Tensor] = {}
-        self._full = lru_cache(FullPrecision)
+        self._full: FullPrecision | None = None
 
     def sum(self, name: str) -> Tensor | None:
         use = self._uses.pop(name, None)
         if use is None:
             return None
-        factors = self._factors.by_name[name]
-        with self._full(use.device):
+        if name in self._sums:
+            return self._sums.pop(name)
+        factors, device = self._factors.by_name[name], use.device
+        if self._full is None or self._full.device != device:
+            self._full = FullPrecision(device)
+        with self._full:
             if self._together is not None and name in self._together.names:
-                if not self._sums:  # all have the same factors
-                    self._sums = self._together.weighted_sums(factors)
+                self._sums = self._together.weighted_sums(factors)  # all have the same factors
                 return self._sums.pop(name)
             return use.weighted_sum(factors, self._factors.sensitivity)
 
@@ -182,7 +189,7 @@ class Clipper:
                 scale = 1.0
             for name, use in uses.items():
                 self.observer.used(name, use)
-            together = small(uses)
+            uses, together = small(uses)
             squares = {} if together is None else together.squared_norms()
             squares |= {name: use.squared_norms() for name, use in uses.items() if name not in squares}
         factors = self.factors(run, squares, scale)
@@ -239,7 +246,7 @@ class Gradients(Protocol):
 
     def take(self, name: str, parameter: Tensor) -> Tensor: ...
 
-    def accept(self, name: str, gradient: Tensor) -> None: ...
+    def accept_all(self, gradients: Mapping[str, Tensor]) -> None: ...
 
     def drop(self, name: str) -> None: ...
 
@@ -326,9 +333,10 @@ class Releaser:
         totals = [self._gradients.take(name, p) for name, p in trainable.items()]
         parts = [local(total) for total in totals]
         released = add_gaussian_noise(parts, std=std, divisor=divisor, noise=self._noise, in_place=True)
+        gradients: dict[str, Tensor] = {}
         for (name, parameter), total, part in zip(trainable.items(), totals, released, strict=True):
-            parameter.grad = gradient = like(total, part.to(parameter.dtype))
-            self._gradients.accept(name, gradient)
+            parameter.grad = gradients[name] = like(total, part.to(parameter.dtype))
+        self._gradients.accept_all(gradients)
         self.forget()
 
     def _prepared(self, trainable: Mapping[str, nn.Parameter]) -> Coming:

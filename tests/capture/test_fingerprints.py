@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from tacit.capture import LeakGuard
-from tacit.capture.fingerprints import fingerprint, first_difference, looked_at, sum_fingerprint
+from tacit.capture.fingerprints import (
+    are_alike,
+    fingerprint,
+    fingerprints,
+    first_difference,
+    looked_at,
+    sum_fingerprint,
+)
 from tacit.errors import PrivacyError
 
 LARGE = (512, 64)
@@ -97,3 +104,22 @@ class TestDivided:
         guard = self.guard(**gradients)
         gradients["a"].data.div_(8)
         assert guard.divided(gradients, 8.0) == []
+
+
+@pytest.mark.parametrize("count", [1, 2, 40])
+@pytest.mark.parametrize("times", [1.0, 8.0])
+def test_several_have_the_fingerprints_that_each_has_by_itself(count, times):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(), (0,), (5,), (3, 4), LARGE] * count
+    gradients = [torch.randn(shape, generator=generator) for shape in shapes]
+    gradients[2][1], gradients[3][0] = 1e-30, 1e30  # float32 cannot square these
+    found = fingerprints(gradients, times=times)
+    assert all(are_alike(found, [fingerprint(gradient, times=times) for gradient in gradients]))
+
+
+def test_what_is_not_finite_stays_by_itself():
+    gradients = [torch.full((3,), value) for value in (1.0, float("nan"), 2.0, float("inf"))] * 5
+    found = fingerprints(gradients)
+    assert are_alike(found, [fingerprint(gradient) for gradient in gradients]) == [True] * 20
+    assert are_alike(found[:4], [*found[1:4], found[0]]) == [False] * 4
+    assert are_alike([found[0]], [found[3]]) == [False]  # whatever part of infinity it may be off

@@ -43,6 +43,7 @@ def test_rows_of_keeps_features(case: tuple[Layout, Tensor], features: int) -> N
     assert rows.shape == (layout.samples, values.numel() // layout.samples // tail.numel(), *tail)
     for sample in range(layout.samples):
         assert (rows[sample] == sample).all()
+    assert torch.equal(layout.totals(values, features), rows.sum(1))
 
 
 @settings(deadline=None, derandomize=True, max_examples=300)

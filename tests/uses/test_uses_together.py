@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from tacit.uses import Dense, Outer, Use, small
+from tacit.uses import Dense, Outer, Use, segment_sums, small
 
 B = 5
 
@@ -20,9 +21,11 @@ def uses() -> dict[str, Use]:
 
 def test_the_same_numbers_as_each_by_itself():
     all_uses = uses()
-    together = small(all_uses)
+    found, together = small(all_uses)
     assert together is not None
-    assert together.names == ("bias", "scale", "half", "number")
+    assert together.names == ("bias", "scale", "half", "number", "matrix")
+    assert isinstance(found["matrix"], Dense)  # the sum is of the numbers that the norm is of
+    assert all(found[name] is use for name, use in all_uses.items() if name != "matrix")
     squares = together.squared_norms()
     factors = torch.rand(B, dtype=torch.float64)
     sums = together.weighted_sums(factors)
@@ -36,7 +39,7 @@ def test_the_same_numbers_as_each_by_itself():
 
 def test_numbers_that_float32_cannot_square():
     gradients = torch.tensor([[1e25, 0.0], [1e-30, 1e-30], [float("inf"), 0.0], [float("nan"), 0.0]])
-    together = small({"one": Dense(gradients), "other": Dense(torch.zeros(4, 1))})
+    _, together = small({"one": Dense(gradients), "other": Dense(torch.zeros(4, 1))})
     assert together is not None
     squares = together.squared_norms()["one"]
     torch.testing.assert_close(squares[:2], torch.tensor([1e50, 2e-60], dtype=torch.float64), rtol=1e-6, atol=0)
@@ -47,12 +50,28 @@ def test_large_gradients_are_left_alone():
     """To lay them side by side costs more than calls do."""
     samples, size = 256, 1024
     large = {"large": Dense(torch.randn(samples, size)), "bias": Dense(torch.randn(samples, 7))}
-    assert small(large) is None
-    together = small(large | {"scale": Dense(torch.randn(samples, 3))})
+    assert small(large)[1] is None
+    _, together = small(large | {"scale": Dense(torch.randn(samples, 3))})
     assert together is not None
     assert together.names == ("bias", "scale")
 
 
 def test_fewer_than_two_are_left_alone():
-    assert small({"bias": Dense(torch.randn(B, 7))}) is None
-    assert small({}) is None
+    assert small({"bias": Dense(torch.randn(B, 7))})[1] is None
+    assert small({}) == ({}, None)
+
+
+def test_factors_of_many_numbers_stay_factors():
+    wide = Outer(torch.randn(B, 2, 80), torch.randn(B, 2, 50), torch.Size((50, 80)))
+    found, together = small({"wide": wide, "bias": Dense(torch.randn(B, 7))})
+    assert found["wide"] is wide
+    assert together is None
+
+
+@pytest.mark.parametrize("columns", [(3,), (2, 5, 1), (2**14, 3, 2**14, 2)])
+def test_sums_of_segments(columns):
+    values = torch.randn(2, sum(columns), dtype=torch.float64)
+    expected = torch.stack([part.sum(1) for part in values.split(columns, 1)], 1)
+    torch.testing.assert_close(segment_sums(values, columns), expected)
+    values[0, 0] = float("nan")
+    assert not bool(torch.isnan(segment_sums(values, columns)[:, 1:]).any())

@@ -7,7 +7,7 @@ parameter's gradient: accumulation, hooks and reducers see nothing unusual.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from tacit.capture.guard import LeakGuard
 from tacit.capture.passes import Pass
 from tacit.distributed import is_spread
+from tacit.uses import SMALL
 
 
 class Gate(torch.autograd.Function):
@@ -33,15 +34,42 @@ class Gate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, _token: Tensor) -> tuple[Tensor, None, None, None]:
-        run, name, guard, shape, dtype, device = ctx.settings
-        total = run.clipped.sum(name)
-        if total is None:
-            total = torch.zeros(shape, dtype=dtype, device=device)
-        if not is_spread(total):  # not settled yet
-            total = run.settle(name, total.reshape(shape))
-        gradient = total.to(dtype)
+        run, name, guard, *kind = ctx.settings
+        total = _settled(run, name, *kind)
+        gradient = total.to(kind[1])
         guard.expect(name, gradient, total)
         return gradient, None, None, None
+
+
+class JointGate(torch.autograd.Function):
+    """The gates of several small parameters in one: each by itself costs more in calls than in arithmetic."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Pass, names: Sequence[str], guard: LeakGuard, *parameters: Tensor) -> Tensor:
+        ctx.settings = run, names, guard, [(p.shape, p.dtype, p.device) for p in parameters]
+        return torch.zeros((), device=parameters[0].device)
+
+    @staticmethod
+    def backward(ctx: Any, _token: Tensor) -> tuple[Tensor | None, ...]:
+        run, names, guard, kinds = ctx.settings
+        totals = [_settled(run, name, *kind) for name, kind in zip(names, kinds, strict=True)]
+        gradients = [
+            total if total.dtype == dtype else total.to(dtype)
+            for total, (_, dtype, _) in zip(totals, kinds, strict=True)
+        ]
+        guard.expect_several(names, gradients, totals)
+        return None, None, None, *gradients
+
+
+def _settled(run: Pass, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What a gate returns, in the type of the sum."""
+    assert run.clipped is not None
+    total = run.clipped.sum(name)
+    if total is None:
+        total = torch.zeros(shape, dtype=dtype, device=device)
+    if is_spread(total):  # it is settled already
+        return total
+    return run.settle(name, total if total.shape == shape else total.reshape(shape))
 
 
 class Carrier(torch.autograd.Function):
@@ -85,10 +113,20 @@ def tie(carrier: Tensor, value: Tensor) -> Tensor:
 
 def make_carrier(run: Pass, parameters: Mapping[str, Tensor], guard: LeakGuard) -> Tensor:
     """Return the carrier of a pass over the given trainable parameters (at least one), which the guard then watches."""
+    spread = any(is_spread(p) for p in parameters.values())
+    few = [] if spread else [name for name, p in parameters.items() if p.numel() <= SMALL]
+    joint = set(few) if len(few) > 1 and len({parameters[name].device for name in few}) == 1 else set()
     tokens = []
     for name, parameter in parameters.items():
-        token = Gate.apply(parameter, run, name, guard)
-        guard.watch(name, parameter, token.grad_fn.next_functions[0][0])  # one that was unfrozen since is new to it
+        if name not in joint:
+            token = Gate.apply(parameter, run, name, guard)
+            guard.watch(name, parameter, token.grad_fn.next_functions[0][0])  # one that was unfrozen is new to it
+            tokens.append(token)
+    if joint:
+        chosen = [parameters[name] for name in few]
+        token = JointGate.apply(run, few, guard, *chosen)
+        for name, parameter, edge in zip(few, chosen, token.grad_fn.next_functions[-len(few) :], strict=True):
+            guard.watch(name, parameter, edge[0])
         tokens.append(token)
     carrier: Tensor = Carrier.apply(run, *tokens)
     return carrier

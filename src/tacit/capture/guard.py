@@ -8,6 +8,7 @@ goes around it, and fills no ``.grad``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,11 +16,14 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from tacit.capture.fingerprints import are_alike, fingerprint, first_difference, numbers
+from tacit.capture.fingerprints import are_alike, fingerprint, fingerprints, first_difference, numbers
 from tacit.capture.graphs import nodes_behind
 from tacit.capture.unrounded import UnroundedSums
 from tacit.distributed import local
 from tacit.errors import LeakError, PrivacyError
+
+_NOTHING = (None, -1, None)
+"""What is expected where no gate has returned anything."""
 
 
 class LeakGuard:
@@ -28,7 +32,8 @@ class LeakGuard:
     def __init__(self) -> None:
         self._nodes: dict[str, Any] = {}
         self._handles: list[Any] = []
-        self._expected: dict[str, tuple[int, int]] = {}
+        self._expected: dict[str, tuple[tuple[int, int], int, Tensor | None]] = {}
+        self._arrived: dict[str, Tensor | None] = {}
         self._accumulated: dict[str, tuple[tuple[int, int], Tensor]] = {}
         self._unrounded = UnroundedSums()
         self.broken = False
@@ -53,33 +58,50 @@ class LeakGuard:
 
     def expect(self, name: str, gradient: Tensor, total: Tensor) -> None:
         """A gate returns ``gradient``, which is ``total`` in the parameter's own type."""
-        self._expected[name] = _identity(gradient)
-        self._unrounded.expect(name, total, gradient)
+        self.expect_several([name], [gradient], [total])
+
+    def expect_several(self, names: Sequence[str], gradients: Sequence[Tensor], totals: Sequence[Tensor]) -> None:
+        """A gate returns the gradients of several parameters."""
+        task = torch._C._current_graph_task_id()
+        for name, gradient, total, known in zip(names, gradients, totals, self._prints(gradients), strict=True):
+            self._expected[name] = _identity(gradient), task, known
+            self._unrounded.expect(name, total, gradient)
+
+    def _prints(self, gradients: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """Fingerprints by which gradients are told when they have come to lie in ``.grad``."""
+        return fingerprints(gradients)
 
     def _before(self, name: str, parameter: Tensor) -> Callable[[tuple[Tensor, ...]], None]:
         def check(gradients: tuple[Tensor, ...]) -> None:
             refuse_accumulation_hooks(name, parameter)
-            if parameter.grad is None:
+            before = parameter.grad
+            if before is None:
                 self._unrounded.drop(name)
             else:
                 try:
-                    self.check_untouched({name: parameter.grad})
+                    self.check_untouched({name: before})
                 except PrivacyError:
                     self.broken = True
                     raise
-            expected = self._expected.pop(name, None)
+            expected, task, known = self._expected.pop(name, _NOTHING)
+            if task != torch._C._current_graph_task_id():  # an earlier backward's, which did not want this gradient
+                expected = None
             if expected is None and not bool(local(gradients[0]).any()):
                 return  # reentrant checkpointing makes zeros for outputs that got no gradient
             if expected is None or _identity(gradients[0]) != expected:
                 raise self.leak(name, alone=expected is None)
-            self._unrounded.arrived(name, parameter.grad)
+            # Of tensors that are laid out alike the same numbers are looked at.
+            alike = before is None and parameter.is_contiguous() and gradients[0].is_contiguous()
+            self._arrived[name] = known if alike else None
+            self._unrounded.arrived(name, before)
 
         return check
 
     def _after(self, name: str, parameter: Tensor) -> Callable[..., None]:
         def note(*_: Any) -> None:
-            if parameter.grad is not None:
-                self.accept(name, parameter.grad)
+            known, gradient = self._arrived.pop(name, None), parameter.grad
+            if gradient is not None:
+                self._accumulated[name] = _identity(gradient), fingerprint(gradient) if known is None else known
 
         return note
 
@@ -123,7 +145,7 @@ class LeakGuard:
         suspects = [name for name, found in where_left.items() if not found]
         if same:
             then = [self._accumulated[name][1] for name in same]
-            alike = are_alike(then, [fingerprint(gradients[name]) for name in same]).tolist()
+            alike = are_alike(then, fingerprints([gradients[name] for name in same]))
             suspects += [n for n, fine in zip(same, alike, strict=True) if not fine]
         self.zeroed += len(suspects)  # or else there is an error
         for name in suspects:
@@ -147,13 +169,12 @@ class LeakGuard:
         """
         if not gradients:
             return []
-        now = {name: fingerprint(gradient, times=by) for name, gradient in gradients.items()}
-        there = [name for name, number in zip(now, numbers(list(now.values())).tolist(), strict=True) if number != 0]
+        now = dict(zip(gradients, fingerprints(list(gradients.values()), times=by), strict=True))
+        there = [name for name, number in zip(now, numbers(list(now.values())), strict=True) if number != 0]
         if not there or not all(self._is_where_left(name, gradients[name]) for name in there):
             return []
         then = [self._accumulated[name][1] for name in there]
-        alike = are_alike(then, [now[name] for name in there]) & torch.isfinite(numbers(then))
-        if not bool(alike.all()):
+        if not all(are_alike(then, [now[name] for name in there])) or not all(map(math.isfinite, numbers(then))):
             return []
         empty = [name for name in gradients if name not in there and self._is_where_left(name, gradients[name])]
         return there + [name for name in empty if not bool(self._accumulated[name][1])]
@@ -209,11 +230,18 @@ class LeakGuard:
 
     def accept(self, name: str, gradient: Tensor) -> None:
         """Take a released gradient for what it is: adding to it, or releasing it again, reveals nothing new."""
-        self._accumulated[name] = _identity(gradient), fingerprint(gradient)
+        self.accept_all({name: gradient})
+
+    def accept_all(self, gradients: Mapping[str, Tensor]) -> None:
+        """The same of several."""
+        prints = fingerprints(list(gradients.values()))
+        for (name, gradient), known in zip(gradients.items(), prints, strict=True):
+            self._accumulated[name] = _identity(gradient), known
 
     def reset(self) -> None:
         """Forget an interrupted backward and the gradients that it left."""
         self._expected.clear()
+        self._arrived.clear()
         self._accumulated.clear()
         self._unrounded.clear()
         self.broken = False
@@ -241,5 +269,5 @@ def refuse_accumulation_hooks(name: str, parameter: Tensor) -> None:
 
 
 def _identity(value: Tensor) -> tuple[int, int]:
-    here = local(value)
+    here = value if type(value) is Tensor else local(value)
     return here.data_ptr(), here._version

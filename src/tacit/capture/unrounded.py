@@ -23,15 +23,17 @@ class UnroundedSums:
 
     def expect(self, name: str, total: Tensor, rounded: Tensor) -> None:
         """A gate has formed ``total`` and hands autograd ``rounded``, of the parameter's shape and type."""
-        self._arriving.pop(name, None)
         if rounded.dtype in NARROW:
             self._arriving[name] = total.reshape(rounded.shape)
+        elif self._arriving:
+            self._arriving.pop(name, None)
 
     def arrived(self, name: str, before: Tensor | None) -> None:
         """What was expected is about to be added to ``before``, the gradient so far (None if there is none)."""
-        total = self._arriving.pop(name, None)
-        if total is None:  # the parameter has become wide since
-            self.drop(name)
+        total = self._arriving.pop(name, None) if self._arriving else None
+        if total is None:  # the parameter is wide, and may have become so since
+            if self._sums:
+                self.drop(name)
             return
         known = self._sums.pop(name, None)
         if before is not None:

@@ -39,4 +39,4 @@ class FlatClipping(ClippingPolicy):
 def bounded(norms: Tensor, bound: float) -> Tensor:
     """``min(1, bound / ‖norms[:, b]‖)`` for each sample b: ``(B,)``."""
     total = torch.linalg.vector_norm(norms, dim=0)
-    return torch.where(total > bound, bound / total, torch.ones_like(total))
+    return torch.where(total > bound, bound / total, 1.0)

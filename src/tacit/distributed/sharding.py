@@ -44,7 +44,7 @@ def is_spread(value: Tensor) -> bool:
 
 def local(value: Tensor) -> Tensor:
     """This process's part of a tensor that is spread over processes; any other as it is. Both share memory."""
-    if not is_spread(value):
+    if type(value) in _WHOLE or not is_spread(value):
         return value
     with torch.no_grad():  # then it is the part itself, which counts how often it was written to, and no alias
         part: Tensor = value.to_local()  # type: ignore[attr-defined]

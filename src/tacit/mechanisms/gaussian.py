@@ -76,8 +76,7 @@ def add_gaussian_noise(
         noise.each(several, device)
     for key, places in few.items():
         parts = joined[key].split([totals[place].numel() for place in places])
-        for place, part in zip(places, parts, strict=True):
-            outs[place].view(-1).copy_(part)
+        torch._foreach_copy_([outs[place].view(-1) for place in places], parts)
     return outs
 
 

@@ -15,14 +15,16 @@ from tacit.uses.precision import FullPrecision
 from tacit.uses.rates import costs_of, device_name
 from tacit.uses.room import SHARE, Room, free_memory
 from tacit.uses.routed import Routed
-from tacit.uses.together import Together, small
+from tacit.uses.together import FORMED, SMALL, Together, segment_sums, small
 from tacit.uses.trials import product_key, time_product
 from tacit.uses.tuning import TUNER, Tuner, clip_with
 from tacit.uses.units import Units
 
 __all__ = [
     "DEFAULT_COSTS",
+    "FORMED",
     "SHARE",
+    "SMALL",
     "TUNER",
     "Asked",
     "CostModel",
@@ -53,6 +55,7 @@ __all__ = [
     "join",
     "product_key",
     "row_gradients",
+    "segment_sums",
     "small",
     "time_product",
     "unfold",

@@ -148,6 +148,16 @@ class Layout:
         tail = values.shape[values.dim() - features :]
         return self.split(values).reshape(self.samples, -1, *tail)
 
+    def totals(self, values: Tensor, features: int = 1) -> Tensor:
+        """The sum over each sample's positions: ``(B, *values.shape[-features:])``. See :meth:`rows_of`.
+
+        Where each sample has one position it is ``values`` itself, not to be changed.
+        """
+        one_each = self.owner is None and self.outer == 1 and self.inner == 1 and self.dim == 0
+        if one_each and values.dim() == features + 1:
+            return values
+        return self.rows_of(values, features).sum(1)
+
     def reshaped(self, before: torch.Size, after: torch.Size) -> Layout | None:
         """Follow a row-major reshape from shape ``before`` to ``after``; None if samples are torn apart."""
         if self.owner is not None:

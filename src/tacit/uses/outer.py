@@ -152,7 +152,8 @@ class Outer(Use):
         left, right = (a, g) if self.flipped else (g, a)
         # Not into memory that is kept from step to step: it would lie beside the activations of the next forward.
         whole = scratch((self.samples, left.shape[2], right.shape[2]), a)
-        return Dense(torch.bmm(left.transpose(1, 2), right, out=whole).view(self.samples, *self.shape))
+        multiply = torch.mul if a.shape[1] == 1 else torch.bmm
+        return Dense(multiply(left.transpose(1, 2), right, out=whole).view(self.samples, *self.shape))
 
     def without(self, dropped: Tensor) -> Use:
         a, g = zero_samples(self.a, dropped), zero_samples(self.g, dropped)

@@ -28,9 +28,13 @@ class FullPrecision:
 
     Args:
         device: where the products are.
+
+    Attributes:
+        device: as given.
     """
 
     def __init__(self, device: torch.device) -> None:
+        self.device = device
         # torch's stubs know nothing of these.
         backends: Any = torch.backends
         cuda = device.type == "cuda"
