@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -85,8 +86,7 @@ class Explanation:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(NamedTuple):
     """What is kept of a use for an explanation: nothing of its numbers.
 
     Attributes:
@@ -101,7 +101,7 @@ class Note:
 
     strategy: str
     held: int
-    shape: tuple[int, ...]
+    shape: torch.Size
     product: Product | None
     tried: Hashable
     device: torch.device
@@ -117,38 +117,35 @@ class Note:
                 time_product(self.product, self.device, self.dtype)
             key = product_key(self.product, self.device, self.dtype)
         measured = TUNER.found.get(key if self.tried is None else self.tried, {})
-        return Held(name, self.shape, self.strategy, self.held, predicted, dict(measured))
+        return Held(name, tuple(self.shape), self.strategy, self.held, predicted, dict(measured))
 
 
 def note(use: Use) -> Note:
     """Describe a use, without keeping anything of it."""
     strategy, numbers, size = _described(use)
-    return Note(strategy, size, tuple(use.shape), use.product, use.tried, *numbers)
+    return Note(strategy, size, use.shape, use.product, use.tried, numbers.device, wide_dtype(numbers))
 
 
-def _described(use: Use) -> tuple[str, tuple[torch.device, torch.dtype], int]:
-    if isinstance(use, Dense):
-        return "whole gradients of single samples", _kind(use.gradients), use.gradients.nbytes
-    if isinstance(use, Outer):
+def _described(use: Use) -> tuple[str, torch.Tensor, int]:
+    """How a use is held, in words; numbers of the kind that it is held in; and bytes."""
+    if type(use) is Dense:  # asked of every use of every step: an abstract class takes its time over isinstance
+        return "whole gradients of single samples", use.gradients, use.gradients.nbytes
+    if type(use) is Outer:
         positions = use.a.shape[1]
         how = "norms of inputs and output gradients" if positions == 1 else f"Gram matrices of {positions} positions"
         if use.formed:
             how = "whole gradients of single samples, formed for the norm"
-        return how, _kind(use.a), use.a.nbytes + use.g.nbytes
+        return how, use.a, use.a.nbytes + use.g.nbytes
     if isinstance(use, Patches):
-        return "Gram matrices of pixels", _kind(use.x), use.x.nbytes + use.g.nbytes
+        return "Gram matrices of pixels", use.x, use.x.nbytes + use.g.nbytes
     if isinstance(use, Gather):
-        return "sums over the rows that each sample looked up", _kind(use.g), use.ids.nbytes + use.g.nbytes
+        return "sums over the rows that each sample looked up", use.g, use.ids.nbytes + use.g.nbytes
     if isinstance(use, Routed):
-        return "Gram matrices within each expert", _kind(use.a), use.a.nbytes + use.g.nbytes
+        return "Gram matrices within each expert", use.a, use.a.nbytes + use.g.nbytes
     if isinstance(use, TableAndHead):
         _, kind, table = _described(use.table)
         return "table and head together, by their inner products", kind, table + _described(use.head)[2]
-    return type(use).__name__, (torch.device("cpu"), torch.float32), 0
-
-
-def _kind(value: torch.Tensor) -> tuple[torch.device, torch.dtype]:
-    return value.device, wide_dtype(value)
+    return type(use).__name__, use.parts[0], 0
 
 
 def _times(predicted: float | None, measured: float | None) -> str:

@@ -98,14 +98,18 @@ class Names:
 
 
 class CaptureContact(Contact):
-    """One call of a torch function under capture."""
+    """One call of a torch function under capture.
+
+    Attributes:
+        private: whether any parameter of this call is private.
+    """
 
     def __init__(
         self,
         function: Callable[..., Any],
         frame: Frame,
         names: Names,
-        module: str,
+        module: Callable[[], str],
         trainable: list[Tensor],
         redispatch: Callable[..., Any],
     ) -> None:
@@ -116,18 +120,17 @@ class CaptureContact(Contact):
         self._module = module
         self._trainable = trainable
         self._redispatch = redispatch
-        self._slots = {id(value): self._find_slot(value) for value in trainable}
+        self._slots: dict[int, Slot | None] = {}
+        self.private = False
+        for value in trainable:
+            slot = self._slots[id(value)] = self._find_slot(value)
+            self.private |= slot is not None
 
     @classmethod
     def of_module(cls, entrance: Entrance, frame: Frame, names: Names, trainable: list[Tensor]) -> CaptureContact:
         """A whole module taken as one call."""
         where = f"{entrance.path}, {type(entrance.module).__name__}"
-        return cls(entrance.inner, frame, names, where, trainable, _as_it_is)
-
-    @property
-    def private(self) -> bool:
-        """Whether any parameter of this call is private."""
-        return any(slot is not None for slot in self._slots.values())
+        return cls(entrance.inner, frame, names, lambda: where, trainable, _as_it_is)
 
     def _find_slot(self, value: Tensor) -> Slot | None:
         crossing = crossing_of(value)
@@ -219,4 +222,4 @@ class CaptureContact(Contact):
     def where(self) -> str:
         function = getattr(self.function, "__name__", str(self.function))
         parameters = "; ".join(f"{self._names.describe(t)} {tuple(t.shape)}" for t in self._trainable)
-        return f"`{function}` on {parameters} (in {self._module})"
+        return f"`{function}` on {parameters} (in {self._module()})"

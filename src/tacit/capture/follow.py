@@ -135,6 +135,10 @@ VIEW_GETTERS: dict[Callable[..., Any], Callable[..., Any]] = {
 }
 
 
+_STILL = POINTWISE - _FOLLOWERS.keys() - VIEW_GETTERS.keys() - _BY_NUMBER - _BY_LENGTHS
+_OF_THE_FIRST = frozenset([families.first_only, families.leading, families.trailing, families.padded])
+
+
 def follow(
     function: Callable[..., Any], sources: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor
 ) -> Mark | None:
@@ -150,6 +154,9 @@ def follow(
     Returns:
         The mark, or None if the output does not depend on the values of the batch.
     """
+    kept = _kept(function, sources, args, kwargs, out)
+    if kept is not None:
+        return kept
     if function is Tensor.__getitem__:
         sources = [args[0]] if mark_of(args[0]) is not None else sources
     elif function in _BY_NUMBER:  # the numbers only say which rows
@@ -178,6 +185,35 @@ def follow(
     except MixedRowsError:
         return Mark(None, lost=_name(function), mixed=True)
     return found if lost is None else lost
+
+
+def _kept(
+    function: Callable[..., Any], sources: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor
+) -> Mark | None:
+    """The mark of an output that has its rows where all operands have them, as most have; None for any other.
+
+    It is what the long way finds, in a fraction of its time.
+    """
+    first = mark_of(sources[0])
+    if first is None or first.layout is None or first.pointer:
+        return None
+    layout = first.layout
+    if function in _STILL:
+        for source in sources:
+            mark = first if source is sources[0] else mark_of(source)
+            if mark is None or mark.layout is None or mark.pointer or source.dim() != out.dim():
+                return None
+            if mark.layout is not layout and mark.layout != layout:
+                return None
+        return first if layout.fits(out.shape) else None
+    follower = _FOLLOWERS.get(function)
+    if len(sources) > 1 or follower not in _OF_THE_FIRST:
+        return None
+    try:
+        same = follower(function, sources[0], layout, args, kwargs, out) is layout
+    except (IndexError, KeyError, ValueError, TypeError):
+        return None
+    return first if same and layout.fits(out.shape) else None
 
 
 def _apart(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[Tensor]]:

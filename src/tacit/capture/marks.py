@@ -73,7 +73,12 @@ def _collect(value: object, found: list[Tensor]) -> None:
         return
     elif isinstance(value, (list, tuple)):
         for item in value:
-            _collect(item, found)
+            if type(item) is Tensor:
+                found.append(item)
+            else:
+                _collect(item, found)
+    elif type(value) is dict and not value:
+        return
     elif isinstance(value, Mapping):
         for item in value.values():
             _collect(item, found)

@@ -25,8 +25,8 @@ from tacit.capture.writes import check_written, mark_written
 from tacit.errors import LayoutError, MixingError, NoRuleError, PrivacyError
 from tacit.rules import find_rule, is_always_rewritten, refuse_batch_statistics
 
-_BATCH_NORMS = (F.batch_norm, torch.batch_norm, torch.native_batch_norm)
-_INSTANCE_NORMS = (F.instance_norm, torch.instance_norm)
+_BATCH_NORMS = frozenset([F.batch_norm, torch.batch_norm, torch.native_batch_norm])
+_INSTANCE_NORMS = frozenset([F.instance_norm, torch.instance_norm])
 _STATISTICS = {
     F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training"),
     F.instance_norm: ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats"),
@@ -132,7 +132,7 @@ class Capture(TorchFunctionMode):
         if _only_asks(func):
             return func(*args, **kwargs)
         contact = CaptureContact(
-            func, self.frame, self.names, self._describe_module(), trainable, self.__torch_function__
+            func, self.frame, self.names, self._describe_module, trainable, self.__torch_function__
         )
         rule = find_rule(func)
         if not contact.private:
@@ -185,13 +185,8 @@ class Capture(TorchFunctionMode):
                 self._refuse(error, [value])
 
     def _mark_outputs(self, func: Any, marked: list[Tensor], args: Any, kwargs: Any, out: Any) -> None:
-        if isinstance(out, Tensor):
-            outputs = [out]
-        elif out is None:
-            outputs = []
-        else:
-            outputs = tensors_in(out)
-        targets = _written(func, args, kwargs)
+        outputs = [out] if isinstance(out, Tensor) else tensors_in(out)
+        targets = _written(func, args, kwargs) if _writes(func.__name__) or "out" in kwargs else ()
         for target in targets:
             if mark_of(target) is None:  # in-place activations, the common case, are marked already
                 self._refuse_state(func, target)
@@ -202,13 +197,14 @@ class Capture(TorchFunctionMode):
         if targets and out is None:
             return
         for value in outputs:
-            if mark_of(value) is not None and not any(value is source for source in marked):
+            known = mark_of(value)
+            if known is not None and not any(value is source for source in marked):
                 continue  # a rule made it of calls that were followed
             mark = follow(func, marked, args, kwargs, value)
-            if mark is not None:
-                set_mark(value, mark)
-            else:
+            if mark is None:
                 clear_mark(value)
+            elif mark is not known:
+                set_mark(value, mark)
         if self.seen is not None:
             self.seen += outputs
 
@@ -250,11 +246,11 @@ def _sort(values: Any, marked: list[Tensor], trainable: list[Tensor]) -> None:
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors that a call writes into."""
     found = tensors_in(kwargs["out"]) if kwargs.get("out") is not None else []
-    return [*found, *tensors_in(args[0])] if args and _in_place(func.__name__) else found
+    return [*found, *tensors_in(args[0])] if args and _writes(func.__name__) else found
 
 
 @cache
-def _in_place(name: str) -> bool:
+def _writes(name: str) -> bool:
     if name.startswith("__"):
         return name in ("__setitem__", "__set__") or (name.startswith("__i") and name not in _NOT_IN_PLACE)
     return name.endswith("_")

@@ -206,7 +206,8 @@ class Pass:
         task = current_task()
         if recomputed_in is not None:
             self._roots[task] = self._roots.get(recomputed_in, recomputed_in)
-        task = self._roots.get(task, task)
+        if self._roots:
+            task = self._roots.get(task, task)
         if self.finished:
             if task == self._task:
                 raise SecondBackwardError(
@@ -214,7 +215,8 @@ class Pass:
                     "use_reentrant=True recomputed it too late. Use use_reentrant=False."
                 )
             return  # a later backward; it is refused when it reaches the gates, and may want inputs' gradients only
-        self._refuse_resumed(task)
+        if self._left:
+            self._refuse_resumed(task)
         if task != self._task:  # what an unfinished backward (saliency, an error) left behind is forgotten
             self._left.add(self._task)
             self._uses.clear()

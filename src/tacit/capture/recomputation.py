@@ -37,7 +37,7 @@ class Recomputation:
 
     def remember(self, entrance: Entrance, run: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep which inputs were marked: recomputation passes other tensor objects."""
-        tensors = tensors_in((args, kwargs))
+        tensors = tensors_in((args, kwargs)) if kwargs else tensors_in(args)
         known = self._known.get(entrance)
         if known is None or known[0] is not run:
             known = self._known[entrance] = (run, {})
