@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from typing import Any, NoReturn
 
 import torch
@@ -127,9 +127,20 @@ def detached(value: Tensor | None) -> Tensor | None:
     return None if value is None else value.detach()
 
 
+def in_type(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """``value.to(dtype)``, with no call where nothing is to be done."""
+    return value if value.dtype == dtype else value.to(dtype)
+
+
 def autocasts(device: torch.device) -> bool:
     """Whether calls on this device choose their types themselves. Some devices ("meta") know no autocast."""
-    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    kind = device.type
+    return _knows_autocast(kind) and torch.is_autocast_enabled(kind)
+
+
+@cache
+def _knows_autocast(kind: str) -> bool:
+    return torch.amp.is_autocast_available(kind)
 
 
 def in_own_types(backward: Callable[..., Any]) -> Callable[..., Any]:

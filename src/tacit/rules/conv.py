@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tacit.rules.contact import SENTINEL, Contact, Slot, detached, in_own_types, refuse_double_backward
+from tacit.rules.contact import SENTINEL, Contact, Slot, detached, in_own_types, in_type, refuse_double_backward
 from tacit.rules.linear import outer_use
 from tacit.rules.registry import rule_for
 from tacit.uses import TUNER, Dense, Geometry, Layout, Patches, Room, Use, clip_with, gradients, row_gradients, unfold
@@ -47,7 +48,7 @@ class ConvFunction(torch.autograd.Function):
         y = function(x, weight, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
         if weight_slot is not None:
             weight_slot.expect(lambda: min(x.nbytes + y.nbytes, layout.samples * weight.nbytes))
-        ctx.save_for_backward(SENTINEL, x.to(y.dtype), weight.to(y.dtype))
+        ctx.save_for_backward(SENTINEL, in_type(x, y.dtype), in_type(weight, y.dtype))
         ctx.settings = geometry, layout, weight_slot, bias_slot, x.dtype
         return y
 
@@ -63,10 +64,10 @@ class ConvFunction(torch.autograd.Function):
             else:
                 weight_slot.record(weight_use(x, g, weight, geometry, layout, weight_slot.room))
         if bias_slot is not None:
-            bias_slot.record(Dense(layout.rows_of(g.flatten(2).sum(2)).sum(1)))
+            bias_slot.record(Dense(layout.totals(g.flatten(2).sum(2))))
         gradient = None
         if ctx.needs_input_grad[1]:
-            gradient = gradients(g, x, weight, geometry, geometry.groups, [True, False, False])[0].to(dtype)
+            gradient = in_type(gradients(g, x, weight, geometry, geometry.groups, [True, False, False])[0], dtype)
         return None, gradient, None, None, None, None, None, None
 
 
@@ -75,15 +76,13 @@ def weight_use(x: Tensor, g: Tensor, weight: Tensor, geometry: Geometry, layout:
 
     If ``room`` is short, memory decides.
     """
-    forms, held = _forms(x, g, weight.shape, geometry, layout)
+    plan = _planned(x.shape, g.shape, weight.shape, geometry, layout.samples, x.dtype, x.device.type)
+    forms = _forms(x, g, weight.shape, geometry, layout)
     # Batches differ in size from step to step: those of similar size share a choice.
-    sizes = x.shape[0].bit_length(), x.shape[1:], weight.shape, layout.samples == x.shape[0]
-    key = ("convolution", sizes, geometry, x.dtype, x.device, torch.get_num_threads())
-    small = prod(g.shape[2:]) < GROUPED_POSITIONS or prod(weight.shape[1:]) <= SMALL_PATCH
-    guess = "unfolded" if small and "unfolded" in forms else "grouped"
-    attempts = {name: partial(clip_with, form, x.device) for name, form in forms.items()}
-    chosen = TUNER.choose(key, attempts, guess)
-    use = forms[room.form(chosen, held)]()
+    key = ("convolution", plan.sizes, geometry, x.dtype, x.device, torch.get_num_threads())
+    attempts = {name: partial(clip_with, forms[name], x.device) for name in plan.held}
+    chosen = TUNER.choose(key, attempts, plan.guess)
+    use = forms[room.form(chosen, plan.held)]()
     use.tried = key
     return use
 
@@ -96,40 +95,59 @@ def _undecided(x: Tensor, g: Tensor, weight: Tensor, geometry: Geometry, layout:
 
 
 def _whole(x: Tensor, g: Tensor, shape: torch.Size, geometry: Geometry, layout: Layout) -> Use:
-    rows = row_gradients(x, g, shape, geometry)
-    return Dense(layout.split(rows).reshape(layout.samples, -1, *shape).sum(1))
+    return Dense(layout.totals(row_gradients(x, g, shape, geometry), len(shape)))
 
 
-def _forms(
-    x: Tensor, g: Tensor, shape: torch.Size, geometry: Geometry, layout: Layout
-) -> tuple[dict[str, Callable[[], Use]], dict[str, int]]:
-    """The forms that a use may take: whole gradients of single samples; patches, copied; input and output gradient.
-
-    Those that need much more memory than another one are not tried.
-
-    Returns:
-        The forms by name, and what each may hold until the clip, in bytes.
-    """
+def _forms(x: Tensor, g: Tensor, shape: torch.Size, geometry: Geometry, layout: Layout) -> dict[str, Callable[[], Use]]:
+    """The forms that a use may take: whole gradients of single samples; patches, copied; input and output gradient."""
 
     def unfolded() -> Use:
         patches, rows = unfold(x, shape[2:], geometry), g.flatten(2).transpose(1, 2)
         return outer_use(_positions(layout, patches), _positions(layout, rows), shape, room=Room())
 
-    positions = prod(g.shape[2:])
+    return {
+        "grouped": lambda: _whole(x, g, shape, geometry, layout),
+        "unfolded": unfolded,
+        "pixels": lambda: Patches(x, g, shape, geometry),
+    }
+
+
+class Plan(NamedTuple):
+    """What the sizes of a convolution say of the forms of its use.
+
+    Attributes:
+        sizes: by which a choice is kept.
+        guess: which form is mostly the quickest.
+        held: the forms that are tried, and what each may hold until the clip, in bytes.
+    """
+
+    sizes: tuple[object, ...]
+    guess: str
+    held: dict[str, int]
+
+
+@lru_cache(maxsize=4096)
+def _planned(
+    x: torch.Size, g: torch.Size, shape: torch.Size, geometry: Geometry, samples: int, dtype: torch.dtype, device: str
+) -> Plan:
+    """Plan for tensors of these shapes. Forms that need much more memory than another one are not tried."""
+    positions, patch, bytes_each = prod(g[2:]), prod(shape[1:]), dtype.itemsize
     sizes = {"grouped": shape.numel()}
-    forms: dict[str, Callable[[], Use]] = {"grouped": lambda: _whole(x, g, shape, geometry, layout)}
     if geometry.groups == 1:
-        sizes["unfolded"], forms["unfolded"] = positions * prod(shape[1:]), unfolded
+        sizes["unfolded"] = positions * patch
     # On a GPU a convolution may run in TF32 where the product of Gram matrices does not: norm and sum would differ.
-    pictures = len(shape) == 4 and layout.samples == x.shape[0] and x.device.type == "cpu"
+    pictures = len(shape) == 4 and samples == x[0] and device == "cpu"
     if geometry.plain and pictures and positions <= MOST_POSITIONS:
-        sizes["pixels"], forms["pixels"] = 2 * positions**2, lambda: Patches(x, g, shape, geometry)
-    sizes = {name: size * x.shape[0] * x.element_size() for name, size in sizes.items()}
+        sizes["pixels"] = 2 * positions**2
+    sizes = {name: size * x[0] * bytes_each for name, size in sizes.items()}
     most = max(MOST_BYTES, min(sizes.values()))
-    whole = layout.samples * shape.numel() * x.element_size()
-    held = {"grouped": whole, "unfolded": max(whole, sizes.get("unfolded", 0)), "pixels": x.nbytes + g.nbytes}
-    chosen = {name: form for name, form in forms.items() if sizes[name] <= most}
-    return chosen, {name: held[name] for name in chosen}
+    whole = samples * shape.numel() * bytes_each
+    factors = (x.numel() + g.numel()) * bytes_each
+    held = {"grouped": whole, "unfolded": max(whole, sizes.get("unfolded", 0)), "pixels": factors}
+    small = positions < GROUPED_POSITIONS or patch <= SMALL_PATCH
+    guess = "unfolded" if small and sizes.get("unfolded", math.inf) <= most else "grouped"
+    tried = {name: held[name] for name, size in sizes.items() if size <= most}
+    return Plan((x[0].bit_length(), x[1:], shape, samples == x[0]), guess, tried)
 
 
 def _positions(layout: Layout, rows: Tensor) -> Tensor:

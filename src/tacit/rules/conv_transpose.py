@@ -53,7 +53,7 @@ class ConvTransposeFunction(torch.autograd.Function):
         _, x, weight = ctx.saved_tensors
         geometry, layout, weight_slot, bias_slot, dtype = ctx.settings
         if bias_slot is not None:
-            bias_slot.record(Dense(layout.rows_of(g.flatten(2).sum(2)).sum(1)))
+            bias_slot.record(Dense(layout.totals(g.flatten(2).sum(2))))
         scattered = _scattered(g, x.shape[2:], weight.shape[2:], geometry)
         plain = Geometry(geometry.stride, (0,) * len(geometry.stride), geometry.dilation, geometry.groups)
         if weight_slot is not None:

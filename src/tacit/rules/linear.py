@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tacit.rules.broadcast import broadcast
-from tacit.rules.contact import SENTINEL, Contact, Slot, detached, in_own_types, refuse_double_backward
+from tacit.rules.contact import SENTINEL, Contact, Slot, detached, in_own_types, in_type, refuse_double_backward
 from tacit.rules.registry import rule_for
 from tacit.uses import (
+    FORMED,
     TUNER,
+    Asked,
     Dense,
     Gram,
     Layout,
@@ -26,6 +28,9 @@ from tacit.uses import (
     product_key,
     wide_dtype,
 )
+
+_FEWEST = {"stored": 0.0, "gram": 1.0}
+"""Costs by the number of calls, where arithmetic is as nothing beside them."""
 
 
 class LinearFunction(torch.autograd.Function):
@@ -47,9 +52,10 @@ class LinearFunction(torch.autograd.Function):
         if weight_slot is not None:
             weight_slot.expect(lambda: least_of_outer(layout.samples, x.numel() // x.shape[-1], weight))
         # Under autocast the product ran in y's type: keep what it read, not what it was given.
-        ctx.save_for_backward(SENTINEL, x.to(y.dtype), weight.to(y.dtype))
+        ctx.save_for_backward(SENTINEL, in_type(x, y.dtype), in_type(weight, y.dtype))
         ctx.settings = flipped, layout, weight_slot, bias_slot, x.dtype
-        return y.detach()  # with three dimensions and a bias, y is a view, which no in-place call may follow
+        # With three dimensions and a bias, y is a view, which no in-place call may follow.
+        return y if y.dim() == 2 else y.detach()
 
     @staticmethod
     @in_own_types
@@ -61,18 +67,18 @@ class LinearFunction(torch.autograd.Function):
         if weight_slot is not None:
             record_outer(weight_slot, layout.rows_of(x), rows, weight.shape, flipped=flipped)
         if bias_slot is not None:
-            # Of one position the sum would be a copy.
-            bias_slot.record(Dense(rows[:, 0] if rows.shape[1] == 1 else rows.sum(1)))
+            bias_slot.record(Dense(layout.totals(g)))
         gradient = None
         if ctx.needs_input_grad[1]:
-            gradient = (g @ (weight.t() if flipped else weight)).to(dtype)
+            gradient = in_type(g @ (weight.t() if flipped else weight), dtype)
         return None, gradient, None, None, None, None, None, None
 
 
 def least_of_outer(samples: int, rows: int, weight: Tensor) -> int:
     """Bytes that the use of a matrix holds at least: factors of all rows, or a whole gradient of each sample."""
-    factors = rows * sum(weight.shape) * weight.element_size()
-    return min(factors, samples * weight.numel() * wide_dtype(weight).itemsize)
+    outputs, inputs = weight.shape
+    factors = rows * (outputs + inputs) * weight.itemsize
+    return min(factors, samples * outputs * inputs * wide_dtype(weight).itemsize)
 
 
 def record_outer(
@@ -115,7 +121,8 @@ def outer_use(
     samples, positions, inputs = a.shape
     product = Product(samples, positions, inputs, g.shape[2], dtype.itemsize, sharing, room.asked)
     forms = outer.forms(room.asked)
-    chosen = TUNER.pick(costs_of(a.device, dtype).seconds(product))
+    few = room.asked is Asked.BOTH and product.whole <= FORMED * dtype.itemsize  # the fewest calls are the quickest
+    chosen = TUNER.pick(_FEWEST if few else costs_of(a.device, dtype).seconds(product))
     if room.measured:
         attempts = {name: partial(clip_with, form, a.device, room.asked) for name, form in forms.items()}
         chosen = TUNER.choose(product_key(product, a.device, dtype), attempts, chosen)

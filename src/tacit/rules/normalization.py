@@ -45,9 +45,9 @@ class LayerNormFunction(torch.autograd.Function):
         features = len(shape)
         if weight_slot is not None:
             products = x.sub(mean).mul_(rstd).mul_(g)
-            weight_slot.record(Dense(layout.rows_of(products, features).sum(1)))
+            weight_slot.record(Dense(layout.totals(products, features)))
         if bias_slot is not None:
-            bias_slot.record(Dense(layout.rows_of(g, features).sum(1)))
+            bias_slot.record(Dense(layout.totals(g, features)))
         gradient = None
         if ctx.needs_input_grad[1]:
             gradient = torch.ops.aten.native_layer_norm_backward(
@@ -116,7 +116,7 @@ class GroupNormFunction(torch.autograd.Function):
     ) -> Tensor:
         x = x.contiguous()
         size, channels = x.shape[:2]
-        area = x[0, 0].numel()
+        area = x.numel() // max(1, size * channels)
         y, mean, rstd = torch.ops.aten.native_group_norm(x, weight, bias, size, channels, area, groups, eps)
         ctx.save_for_backward(SENTINEL, x, weight, mean, rstd)
         ctx.settings = groups, layout, weight_slot, bias_slot
@@ -129,11 +129,11 @@ class GroupNormFunction(torch.autograd.Function):
         _, x, weight, mean, rstd = ctx.saved_tensors
         groups, layout, weight_slot, bias_slot = ctx.settings
         size, channels = x.shape[:2]
-        slots = weight_slot, bias_slot
-        if any(slot is not None and slot.deferred for slot in slots):
+        deferred = (weight_slot is not None and weight_slot.deferred) or (bias_slot is not None and bias_slot.deferred)
+        if deferred:
             return _group_norm_gradients(g, x, weight, mean, rstd, ctx)
         # Rows folded into channels: one native call gives the input gradient and each row's affine gradients.
-        folded = weight.repeat(size) if weight is not None else None
+        folded = weight.expand(size, channels).reshape(-1) if weight is not None else None
         wanted = [ctx.needs_input_grad[1], weight_slot is not None, bias_slot is not None]
         gradients = torch.ops.aten.native_group_norm_backward(
             g.contiguous().view(1, size * channels, -1),
@@ -143,13 +143,13 @@ class GroupNormFunction(torch.autograd.Function):
             folded,
             1,
             size * channels,
-            x[0, 0].numel(),
+            x.numel() // max(1, size * channels),
             size * groups,
             wanted,
         )
-        for slot, gradient in zip(slots, gradients[1:], strict=True):
+        for slot, gradient in zip((weight_slot, bias_slot), gradients[1:], strict=True):
             if slot is not None:
-                slot.record(Dense(layout.rows_of(gradient.view(size, channels)).sum(1)))
+                slot.record(Dense(layout.totals(gradient.view(size, channels))))
         return None, gradients[0].view(x.shape) if wanted[0] else None, *[None] * 7
 
 
@@ -162,9 +162,9 @@ def _group_norm_gradients(
     if weight_slot is not None:
         apart = x.view(size, groups, -1)
         products = ((apart - mean[..., None]) * rstd[..., None]).view_as(x) * g
-        weight_slot.record(Dense(layout.rows_of(products.flatten(2).sum(2)).sum(1)))
+        weight_slot.record(Dense(layout.totals(products.flatten(2).sum(2))))
     if bias_slot is not None:
-        bias_slot.record(Dense(layout.rows_of(g.flatten(2).sum(2)).sum(1)))
+        bias_slot.record(Dense(layout.totals(g.flatten(2).sum(2))))
     gradient = None
     if ctx.needs_input_grad[1]:
         area = x[0, 0].numel()
