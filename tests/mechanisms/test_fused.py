@@ -76,14 +76,13 @@ def keyed(values):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_the_kernel_is_asked_for_much_noise_only(dtype, monkeypatch):
     asked = []
-    monkeypatch.setattr(secure, "kernel", lambda: asked.append(1) or (lambda *_: asked.append(2)))
+    monkeypatch.setattr(secure, "kernel", lambda: lambda *_: asked.append(1))
     for count in (FROM - 1, FROM):
         values = torch.zeros(count, dtype=dtype)
         SecureNormal().each([Job(count, Rounding(values, 1.0, 1.0))])
         wanted = count == FROM and dtype != torch.bfloat16
-        assert (2 in asked) is wanted
+        assert bool(asked) is wanted
         assert bool(values.any()) is not wanted
-    assert 1 in asked
 
 
 def test_without_numba_torch_makes_as_many_numbers_of_the_same_distribution(monkeypatch):

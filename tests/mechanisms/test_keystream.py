@@ -10,7 +10,7 @@ KEY = bytes(range(16))
 
 def test_words_are_the_cipher_of_a_counter():
     """The counter is the block's number in 96 bits, and the piece's, which begins at 2, in 32."""
-    found = Keystream(KEY, 8).block(5, 3)
+    found = Keystream(KEY).block(5, 3)
     ecb = Cipher(algorithms.AES128(KEY), modes.ECB()).encryptor()
     text = b"".join((5).to_bytes(12, "big") + (2 + piece).to_bytes(4, "big") for piece in range(3))
     assert found.tolist() == np.frombuffer(ecb.update(text), dtype=np.int64).tolist()
@@ -26,6 +26,6 @@ def test_both_modes_give_the_same_words(number):
 
 
 def test_blocks_and_keys_share_no_words():
-    streams = [Keystream(key, 512) for key in (KEY, bytes(16))]
+    streams = [Keystream(key) for key in (KEY, bytes(16))]
     words = torch.cat([stream.block(number, 512).clone() for stream in streams for number in range(40)])
     assert len(words.unique()) == len(words)

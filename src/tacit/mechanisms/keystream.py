@@ -18,20 +18,26 @@ class Keystream:
 
     Args:
         key: 16 bytes.
-        most: 16-byte pieces in a block at most, under 2³².
     """
 
-    def __init__(self, key: bytes, most: int) -> None:
+    def __init__(self, key: bytes) -> None:
         self._key = algorithms.AES128(key)
-        self._zeros = memoryview(bytes(16 * most))
-        self._raw = bytearray(16 * most + 15)
-        self._words = torch.frombuffer(self._raw, dtype=torch.int64, count=2 * most)
+        self._make_room(0)
+
+    def _make_room(self, pieces: int) -> None:
+        self._room = pieces
+        self._zeros = memoryview(bytes(16 * pieces))
+        self._raw = bytearray(16 * pieces + 15)
+        self._words = torch.frombuffer(self._raw, dtype=torch.int64, count=2 * pieces) if pieces else torch.empty(0)
 
     def block(self, number: int, pieces: int) -> Tensor:
         """The first ``2 · pieces`` words of the block with this number: int64, in memory that the next call overwrites.
 
-        The number is the nonce, and the counter starts anew with each: blocks have nothing in common.
+        The number is the nonce, and the counter of pieces, which are fewer than 2³², starts anew with each: blocks have
+        nothing in common.
         """
+        if pieces > self._room:
+            self._make_room(pieces)
         encrypt(self._key, number, self._zeros[: 16 * pieces], self._raw, tagged=_tagged_is_quicker())
         return self._words[: 2 * pieces]
 

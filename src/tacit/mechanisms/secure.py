@@ -25,11 +25,11 @@ from tacit.mechanisms.keystream import Keystream
 from tacit.mechanisms.turns import Turns
 
 PAIRS = 2**16
-"""Pairs of numbers made at once: enough for torch to share among its threads, whose memory they then stay in."""
+"""Pairs of numbers made at once by torch: enough for it to share among its threads, whose memory they then stay in."""
 
 KEYED_PAIRS = 3 * 2**13
 """The same with a given key: so few that torch shares nothing, and numbers do not depend on how many threads it has.
-Threads of ours make blocks of their own."""
+Threads of ours make blocks of their own; so they do with the kernel."""
 
 READY = 2**12
 """Small tensors are served from as many numbers that lie ready."""
@@ -62,12 +62,16 @@ class _Part:
     number: int
 
 
+def _is_fused(job: Job) -> bool:
+    return isinstance(job.finish, Rounding) and job.finish.can_be_fused
+
+
 class _Stream:
     """The numbers of one key, from one thread."""
 
-    def __init__(self, key: bytes, most: int) -> None:
-        self._words = Keystream(key, most)
-        self._spaces = [torch.empty(most, dtype=torch.float64) for _ in range(3)]
+    def __init__(self, key: bytes) -> None:
+        self._words = Keystream(key)
+        self._spaces = [torch.empty(0, dtype=torch.float64)] * 3
 
     def make(self, part: _Part, kernel: Kernel | None) -> None:
         """Make the numbers of a part, and hand them over: in two halves, or as words to the kernel."""
@@ -81,8 +85,10 @@ class _Stream:
             start += len(half)
 
     def block(self, number: int, count: int, deviation: float) -> tuple[Tensor, Tensor]:
-        """``count`` ≤ 2 · ``most`` normal numbers in two halves, in memory that the next call overwrites."""
+        """``count`` normal numbers in two halves, in memory that the next call overwrites."""
         pairs = (count + 1) // 2
+        if len(self._spaces[0]) < pairs:
+            self._spaces = [torch.empty(pairs, dtype=torch.float64) for _ in range(3)]
         words = self._words.block(number, pairs).view(2, pairs)
         cosine, sine = box_muller(words, deviation, [space[:pairs] for space in self._spaces])
         return cosine, sine[: count - pairs]
@@ -126,7 +132,6 @@ class SecureNormal:
 
     def __init__(self, key: bytes | None = None) -> None:
         self._key = key
-        self._pairs = PAIRS if key is None else KEYED_PAIRS
         self.next_block = 0
         self._process = -1
         self._streams: list[_Stream] = []
@@ -141,14 +146,15 @@ class SecureNormal:
 
     def _each(self, jobs: Sequence[Job]) -> None:
         self._begin()
+        compiled = kernel() if sum(job.count for job in jobs if _is_fused(job)) >= FROM else None
+        block = 2 * (PAIRS if self._key is None and compiled is None else KEYED_PAIRS)
         parts: deque[_Part] = deque()
         for job in jobs:
             if self._key is None and job.count <= READY:
                 job.finish(self._some(job.count) * job.deviation, slice(0, job.count))
                 continue
-            for start in range(0, job.count, 2 * self._pairs):
-                parts.append(_Part(job, start, min(2 * self._pairs, job.count - start), self._number()))
-        compiled = kernel() if sum(part.count for part in parts) >= FROM else None
+            for start in range(0, job.count, block):
+                parts.append(_Part(job, start, min(block, job.count - start), self._number()))
         # Torch's threads share in its passes over large blocks.
         threads = 1 if self._key is None and compiled is None else min(torch.get_num_threads(), len(parts))
         if threads > 1:
@@ -190,7 +196,7 @@ class SecureNormal:
         return self.next_block - 1
 
     def _new_stream(self) -> _Stream:
-        return _Stream(self._key or secrets.token_bytes(16), self._pairs)
+        return _Stream(self._key or secrets.token_bytes(16))
 
     def _begin(self) -> None:
         if self._streams and self._process == os.getpid():
