@@ -103,6 +103,33 @@ def test_sources_have_keys_of_their_own_and_a_forked_process_a_new_one(monkeypat
     assert not torch.isin(again, first).any()
 
 
+def test_numbers_are_handed_out_once_also_if_a_step_fails():
+    source, seen = DeviceNormal(CPU, reference), []
+
+    def fails(numbers, part):
+        seen.append(numbers.clone())
+        raise KeyboardInterrupt
+
+    for count in (8, 2 * READY):
+        with pytest.raises(KeyboardInterrupt):
+            source.each([Job(count, fails)])
+        assert not torch.isin(normals(source, count), seen.pop()).any()
+
+
+def test_a_forked_process_that_failed_to_take_a_new_key_has_not_the_old_one(monkeypatch):
+    source = DeviceNormal(CPU, reference)
+    first = normals(source, 8)
+    ready = normals(source, 8)
+    monkeypatch.setattr(os, "getpid", lambda: -7)
+    with monkeypatch.context() as patch:
+        patch.setattr("secrets.token_bytes", lambda _: (_ for _ in ()).throw(MemoryError()))
+        with pytest.raises(MemoryError):
+            normals(source, 8)
+    again = normals(source, 8)
+    assert source.next_block == READY // 8
+    assert not torch.isin(again, torch.cat([first, ready])).any()
+
+
 def test_where_it_is_used_and_what_is_said(monkeypatch):
     meta = torch.device("meta")
     assert not available(CPU)

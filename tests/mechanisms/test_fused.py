@@ -1,10 +1,14 @@
 """Numba's kernel, against NumPy's functions and against torch's passes. Entropy is real but where words are given."""
 
+import sys
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
 
-from tacit.mechanisms import NoiseSource, add_gaussian_noise, noise, secure
+from tacit.errors import ConfigurationError
+from tacit.mechanisms import NoiseSource, add_gaussian_noise, fused, noise, secure
 from tacit.mechanisms.fused import FROM, Rounding, compiled, kernel, maker
 from tacit.mechanisms.gaussian import ROUNDING, grid_of
 from tacit.mechanisms.secure import Job, SecureNormal
@@ -86,14 +90,14 @@ def test_the_kernel_is_asked_for_much_noise_only(dtype, monkeypatch):
 
 
 def test_without_numba_torch_makes_as_many_numbers_of_the_same_distribution(monkeypatch):
-    fused, blocks = keyed(torch.zeros(FROM))
+    made, blocks = keyed(torch.zeros(FROM))
     monkeypatch.setattr(secure, "kernel", lambda: None)
     passes, same = keyed(torch.zeros(FROM))
     assert blocks == same
     # Radii are the same, and angles are turned.
-    norms = [values.split(2 * secure.KEYED_PAIRS)[0].view(2, -1).norm(dim=0) for values in (fused, passes)]
+    norms = [values.split(2 * secure.KEYED_PAIRS)[0].view(2, -1).norm(dim=0) for values in (made, passes)]
     torch.testing.assert_close(*norms, rtol=0, atol=3e-4)
-    assert not torch.equal(fused, passes)
+    assert not torch.equal(made, passes)
 
 
 @pytest.mark.parametrize("source", [NoiseSource, lambda: NoiseSource(key=bytes(32))])
@@ -128,3 +132,45 @@ def test_it_is_compiled_before_the_first_step_for_large_models_only(count, monke
 def test_compiling_is_over_when_it_returns():
     assert compiled() is release
     assert len(release.signatures) >= 1
+
+
+@pytest.fixture
+def anew():
+    """What was found out about Numba is forgotten, before and after."""
+    for each in (kernel, compiled):
+        each.cache_clear()
+    yield
+    for each in (kernel, compiled):
+        each.cache_clear()
+
+
+@pytest.mark.usefixtures("anew")
+def test_a_kernel_that_is_not_compiled_is_none(monkeypatch):
+    """As plain Python it would take minutes for each step, and round other than the one of other processes."""
+    monkeypatch.setattr("tacit.mechanisms.fused_kernel.release", release.py_func)  # what NUMBA_DISABLE_JIT=1 leaves
+    assert kernel() is None
+    assert compiled() is None
+    assert maker() == "torch"
+
+
+@pytest.mark.usefixtures("anew")
+@pytest.mark.parametrize("error", [ImportError, AttributeError, OSError])
+def test_a_numba_that_cannot_be_imported_is_none(error, monkeypatch):
+    def broken(*_, **__):
+        raise error("no such library")
+
+    monkeypatch.delitem(sys.modules, "tacit.mechanisms.fused_kernel")
+    monkeypatch.setattr("numba.njit", broken)
+    with nullcontext() if error is ImportError else pytest.warns(UserWarning, match="no such library"):
+        assert kernel() is None
+    assert maker() == "torch"
+
+
+@pytest.mark.usefixtures("anew")
+def test_a_kernel_that_cannot_be_compiled_is_an_error_in_words(monkeypatch):
+    def fails(*_):
+        raise RuntimeError("unknown processor")
+
+    monkeypatch.setattr(fused, "kernel", lambda: fails)
+    with pytest.raises(ConfigurationError, match="unknown processor.*NUMBA_DISABLE_JIT=1"):
+        compiled()

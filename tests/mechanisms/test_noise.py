@@ -3,8 +3,12 @@
 Each bound is 6.5 standard deviations of a mean of more than 10⁵ independent terms: false alarms under 1e-9 in all.
 """
 
+import copy
 import os
+import pickle
 import signal
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -325,3 +329,92 @@ class TestSharedKey:
         monkeypatch.setattr("os.getpid", lambda: -5)
         with pytest.raises(PrivacyError, match="forked from one that trains together"):
             self.numbers(source, (5,))
+
+
+def in_a_fork(source, count=8):
+    """What a forked process draws; nothing if it is refused."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writer, drawn_despite_failure(source, count).numpy().tobytes())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    drawn = os.read(reader, 8 * count)
+    os.waitpid(child, 0)
+    os.close(reader)
+    return torch.frombuffer(bytearray(drawn), dtype=torch.float64) if drawn else torch.empty(0)
+
+
+def drawn_despite_failure(source, count):
+    """Numbers, after a first call that fails where it makes new streams."""
+    made = SecureNormal._new_stream
+
+    def fails(self):
+        SecureNormal._new_stream = made
+        raise MemoryError
+
+    SecureNormal._new_stream = fails
+    try:
+        return source.normal(torch.Size((count,)), CPU)
+    except MemoryError:
+        return source.normal(torch.Size((count,)), CPU)
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_forked_process_that_failed_to_take_new_keys_has_not_the_old_ones(used):
+    source = NoiseSource()
+    if used:
+        source.normal(torch.Size((1,)), CPU)
+    theirs = in_a_fork(source)
+    assert len(theirs) == 8
+    assert not torch.isin(theirs, source.normal(torch.Size((8,)), CPU)).any()
+
+
+def test_a_keyed_source_cannot_be_forked_before_its_first_numbers():
+    source = NoiseSource(key=bytes(32))
+    assert not len(in_a_fork(source))
+    assert len(drawn_despite_failure(source, 8)) == 8
+
+
+@pytest.mark.parametrize("key", [None, bytes(16)])
+@pytest.mark.parametrize("where", ["submit", "here", "there"])
+def test_threads_that_failed_leave_no_stream_in_use(key, where, monkeypatch):
+    """The next call must not share streams with a thread of the last: what is in their memory would be used twice."""
+    source, count = SecureNormal(key), 8 * PAIRS
+    begun, first = threading.Event(), []
+
+    def finish(numbers, part):
+        here = threading.current_thread() is threading.main_thread()
+        if here and where == "here":
+            begun.wait()
+            raise KeyboardInterrupt
+        begun.set()
+        if not here and where == "there":
+            raise KeyboardInterrupt
+        time.sleep(0.01)
+        first.append(numbers.clone())
+
+    def submit(self, *args, real=ThreadPoolExecutor.submit):
+        future = real(self, *args)
+        if where == "submit" and len(self._threads) == 2:
+            raise RuntimeError("can't start new thread")
+        return future
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", submit)
+    with pytest.raises((RuntimeError, KeyboardInterrupt)):
+        with_threads(3, lambda: source.each([Job(count, finish)]))
+    seen = len(first)
+    time.sleep(0.05)
+    assert len(first) == seen  # no thread goes on
+    where, rest = "", torch.empty(count, dtype=torch.float64)
+    with_threads(3, lambda: source.each([Job(count, lambda numbers, part: rest[part].copy_(numbers))]))
+    assert not torch.isin(torch.cat(first) if first else rest[:0], rest).any()
+    assert len(rest.unique()) == count
+
+
+def test_a_copy_would_make_the_same_noise():
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(PrivacyError, match="copy of a source of noise"):
+            copied(NoiseSource(key=bytes(32)))

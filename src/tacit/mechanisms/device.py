@@ -64,8 +64,8 @@ class DeviceNormal:
         if job.count <= READY:
             if len(self._ready) < job.count:
                 self._ready = self._block(READY)
-            job.finish(self._ready[: job.count] * job.deviation, slice(0, job.count))
-            self._ready = self._ready[job.count :]
+            found, self._ready = self._ready[: job.count], self._ready[job.count :]
+            job.finish(found * job.deviation, slice(0, job.count))  # if it fails, they were handed out all the same
             return
         for start in range(0, job.count, 2 * PAIRS):
             stop = min(start + 2 * PAIRS, job.count)
@@ -73,13 +73,13 @@ class DeviceNormal:
 
     def _begin(self) -> None:
         if self._process != os.getpid():  # a forked process takes a new key
-            if self._process != -1 and self._given is not None:
+            if self._given is not None and self._process != -1:
                 raise PrivacyError("a process that trains together with others was forked: it would add their noise.")
-            self._process = os.getpid()
             key = self._given or secrets.token_bytes(32)
             self._key = torch.frombuffer(bytearray(key), dtype=torch.int32).to(self._device)
             self.next_block = 0
             self._ready = torch.empty(0, dtype=torch.float64, device=self._device)
+            self._process = os.getpid()  # last, as in `secure`
 
     def _block(self, count: int) -> Tensor:
         """``count`` fresh numbers. A ChaCha block, 16 words of 32 bits, is four pairs."""

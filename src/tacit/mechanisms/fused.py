@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tacit.errors import ConfigurationError
+
 FROM = 2**17
 """Compiling takes a second: from so many numbers at once."""
+
+_BROKEN = (OSError, AttributeError, TypeError, ValueError, RuntimeError, SystemError)
+"""What importing Numba raises, besides ImportError, where its libraries or what it imports do not go with it."""
 
 Kernel = Callable[[Any, Any, float, float, float], None]
 """``release(words, values, deviation, into, back)``, of NumPy's arrays; see `fused_kernel.release`."""
@@ -49,26 +55,42 @@ class Rounding:
 
 @cache
 def kernel() -> Kernel | None:
-    """The kernel, or None without Numba, or with one that does not go with the other libraries here."""
+    """The kernel, or None without Numba, with one that does not go with the other libraries here, or with
+    ``NUMBA_DISABLE_JIT=1``: as plain Python it would take minutes for each step."""
     try:
         from tacit.mechanisms.fused_kernel import release
     except ImportError:
         return None
-    return release
+    except _BROKEN as error:
+        warnings.warn(f"Numba cannot be imported ({error}), so noise is made without it.", UserWarning, stacklevel=2)
+        return None
+    found: object = release
+    return None if isinstance(found, FunctionType) else release  # left as it was
 
 
 @cache
 def compiled() -> Kernel | None:
-    """The kernel, compiled for float32: it takes a second or two, and 140 MB of memory."""
+    """The kernel, compiled for float32: it takes a second or two, and 140 MB of memory.
+
+    Raises:
+        ConfigurationError: Numba cannot compile it.
+    """
     found = kernel()
     if found is not None:
-        found(np.zeros(2, dtype=np.int64), np.zeros(1, dtype=np.float32), 1.0, 1.0, 1.0)
+        try:
+            found(np.zeros(2, dtype=np.int64), np.zeros(1, dtype=np.float32), 1.0, 1.0, 1.0)
+        except Exception as error:
+            raise ConfigurationError(
+                f"Numba could not compile what makes the noise ({type(error).__name__}: {error}). Mend or remove it, "
+                "or set NUMBA_DISABLE_JIT=1: torch then makes the noise."
+            ) from error
     return found
 
 
 def maker() -> str:
     """What makes noise on the CPU, for processes that shall all make the same."""
-    try:
-        return f"Numba {version('numba')}" if kernel() else "torch"
-    except PackageNotFoundError:
+    if kernel() is None:
         return "torch"
+    from numba import __version__ as version
+
+    return f"Numba {version}"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tacit.entropy import derived, system_generator
+from tacit.errors import PrivacyError
 from tacit.mechanisms.device import DeviceNormal, available
 from tacit.mechanisms.fused import FROM, compiled
 from tacit.mechanisms.secure import Job, SecureNormal
@@ -46,6 +47,9 @@ class NoiseSource:
         self._own: dict[torch.device, torch.Generator] = {}
         self._handed_on: dict[str, Any] = {}
         self._turns = Turns()
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise PrivacyError("a copy of a source of noise would make the same noise again: make another source.")
 
     @property
     def description(self) -> str:

@@ -13,7 +13,7 @@ import os
 import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import torch
@@ -133,7 +133,7 @@ class SecureNormal:
     def __init__(self, key: bytes | None = None) -> None:
         self._key = key
         self.next_block = 0
-        self._process = -1
+        self._process = -1 if key is None else os.getpid()
         self._streams: list[_Stream] = []
         self._ready = torch.empty(0, dtype=torch.float64)
         self._pool: ThreadPoolExecutor | None = None
@@ -160,23 +160,36 @@ class SecureNormal:
         if threads > 1:
             self._share(parts, threads, compiled)
         elif parts:
-            self._work(0, parts, compiled)
+            self._work(self._streams[0], parts, compiled)
 
     def _share(self, parts: deque[_Part], threads: int, compiled: Kernel | None) -> None:
         self._streams += [self._new_stream() for _ in range(threads - len(self._streams))]
         if self._pool is None:
             self._pool = ThreadPoolExecutor(thread_name_prefix="noise")
-        others = [self._pool.submit(self._work, place, parts, compiled) for place in range(1, threads)]
+        others: list[Future[None]] = []
         try:
-            self._work(0, parts, compiled)
-        finally:
-            parts.clear()  # if that failed
-            wait(others)  # they write into the caller's tensors
+            for place in range(1, threads):
+                others.append(self._pool.submit(self._work, self._streams[place], parts, compiled))
+            self._work(self._streams[0], parts, compiled)
+            wait(others)
+        except BaseException:
+            self._abandon(parts)
+            raise
         for each in others:
             each.result()
 
-    def _work(self, place: int, parts: deque[_Part], compiled: Kernel | None) -> None:
-        stream = self._streams[place]
+    def _abandon(self, parts: deque[_Part]) -> None:
+        """Stop all threads after a failure, and wait for them: they write into the caller's tensors.
+
+        One that could not be waited for may still use its stream, whose memory must then hold no other words.
+        """
+        parts.clear()
+        pool, self._pool, self._streams = self._pool, None, [self._new_stream()]
+        if pool is not None:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    @staticmethod
+    def _work(stream: _Stream, parts: deque[_Part], compiled: Kernel | None) -> None:
         while True:
             try:
                 part = parts.popleft()
@@ -201,12 +214,12 @@ class SecureNormal:
     def _begin(self) -> None:
         if self._streams and self._process == os.getpid():
             return
-        if self._process != -1 and self._key is not None:
+        if self._key is not None and self._process != os.getpid():
             raise PrivacyError(
                 "this process was forked from one that trains together with others, and would add the noise that they "
                 "add, too: who has both releases could subtract it. Start processes with spawn, or call "
                 "make_private() in each."
             )
-        self._process = os.getpid()
         self._streams, self._ready = [self._new_stream()], self._ready[:0]
         self._pool = None  # a forked process has lost its threads
+        self._process = os.getpid()  # last: a process whose streams could not be made must not go on with another's
