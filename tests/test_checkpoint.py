@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests import small_run
 from tests.small_run import epoch
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
@@ -91,6 +92,12 @@ def test_torn_foreign_and_missing_files(tmp_path):
     unchanged(engine, model, optimizer, foreign, "format 99")
     torch.save(content | {"accountant": {"nonsense": 1}}, foreign)
     unchanged(engine, model, optimizer, foreign, ".")
+    for lineage in (3, [["a"]], [["a", 0]], [[1, 1]]):
+        torch.save(content | {"accountant": content["accountant"] | {"lineage": lineage}}, foreign)
+        unchanged(engine, model, optimizer, foreign, "names, and how many releases")
+    for part in ("model", "optimizer", "accountant", "settings", "generators"):
+        torch.save(content | {part: None}, foreign)
+        unchanged(engine, model, optimizer, foreign, "not written by save_checkpoint")
 
 
 def test_another_model_or_optimizer(tmp_path, sharded):
@@ -110,6 +117,58 @@ def test_a_checkpoint_behind_what_was_spent(tmp_path, sharded):
     engine.save_checkpoint(path, module=model, optimizer=optimizer, sharded=sharded)
     epoch(model, optimizer, loader)
     unchanged(engine, model, optimizer, path, "forget spent budget")
+
+
+def test_equal_releases_of_another_run_are_others(tmp_path, sharded):
+    """Two runs of one program make equal releases: six of one do not have three of the other among them."""
+    path = tmp_path / "run.pt"
+    engine, model, optimizer, loader = make()
+    for _ in range(2):
+        epoch(model, optimizer, loader)
+    engine.save_checkpoint(path, module=model, optimizer=optimizer, sharded=sharded)
+    other, resumed, other_optimizer, other_loader = make()
+    epoch(resumed, other_optimizer, other_loader)
+    unchanged(other, resumed, other_optimizer, path, "of another run.*forget spent budget")
+    with pytest.raises(CheckpointError, match="of another run"):
+        other.load_state_dict(engine.state_dict())
+    engine.load_checkpoint(path, module=model, optimizer=optimizer)  # its own may be loaded at any time
+    third, resumed, other_optimizer, other_loader = make()
+    third.load_checkpoint(path, module=resumed, optimizer=other_optimizer)
+    third.load_checkpoint(path, module=resumed, optimizer=other_optimizer)
+    epoch(resumed, other_optimizer, other_loader)
+    epoch(model, optimizer, loader)
+    engine.save_checkpoint(path, module=model, optimizer=optimizer, sharded=sharded)
+    unchanged(third, resumed, other_optimizer, path, "of another run")  # both went on from six
+    engine.load_checkpoint(path, module=model, optimizer=optimizer)
+    assert (engine.accountant.steps, third.accountant.steps) == (9, 9)
+
+
+def test_releases_without_the_ledger_are_not_those_in_it(tmp_path):
+    path = tmp_path / "run.pt"
+    engine, model, optimizer, loader = small_run.make()
+    epoch(model, optimizer, loader)
+    engine.save_checkpoint(path, module=model, optimizer=optimizer)
+    other, resumed, other_optimizer, other_loader = small_run.make(ledger=tmp_path / "ledger")
+    epoch(resumed, other_optimizer, other_loader)
+    unchanged(other, resumed, other_optimizer, path, "made without it")
+    other.save_checkpoint(path, module=resumed, optimizer=other_optimizer)
+    other.load_checkpoint(path, module=resumed, optimizer=other_optimizer)
+    unchanged(engine, model, optimizer, path, "of another run")
+
+
+@pytest.mark.parametrize("which", ["noise", "loader"])
+def test_generators_that_cannot_go_on(tmp_path, which):
+    """They are looked at before model and optimizer are loaded."""
+    path = tmp_path / "run.pt"
+    engine, model, optimizer, loader = make(seed=3)
+    epoch(model, optimizer, loader)
+    engine.save_checkpoint(path, module=model, optimizer=optimizer)
+    content = torch.load(path, weights_only=True)
+    bad = torch.zeros(16, dtype=torch.uint8)  # as of a generator on a GPU
+    content["generators"][which] = {"state": bad} if which == "noise" else bad
+    torch.save(content, path)
+    other, resumed, other_optimizer, _ = make(seed=3)
+    unchanged(other, resumed, other_optimizer, path, "generators cannot go on")
 
 
 def test_the_saved_noise_and_bound_are_in_force_again(tmp_path, sharded):

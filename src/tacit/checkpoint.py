@@ -12,9 +12,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from tacit import checkpoint_file, checkpoint_folder
+from tacit import checkpoint_file, checkpoint_folder, checkpoint_generators
 from tacit.accounting import Accountant, create_accountant
 from tacit.accounting.events import counted
+from tacit.accounting.lineage import continues
 from tacit.attachment import Attachment
 from tacit.distributed import (
     Group,
@@ -28,7 +29,6 @@ from tacit.distributed import (
 )
 from tacit.errors import CheckpointError, ConfigurationError
 from tacit.optimizer import PrivateOptimizer
-from tacit.sampling import user_generator
 
 
 def save(
@@ -67,7 +67,7 @@ def _own_state(accountant: Accountant, attached: Attachment | None, group: Group
     return {
         "accountant": accountant.state_dict(),
         "settings": {} if attached is None else _settings(attached),
-        "generators": {} if attached is None else _generators(attached, group),
+        "generators": {} if attached is None else checkpoint_generators.states(attached, group),
     }
 
 
@@ -117,6 +117,7 @@ def _check_own_state(
     if attached is None:
         return {}
     _check_settings(content["settings"], attached, path)
+    checkpoint_generators.check(content["generators"], attached, path)
     return _changed(content["settings"], attached, path)
 
 
@@ -127,7 +128,7 @@ def _load_own_state(content: Mapping[str, Any], accountant: Accountant, attached
         accountant.replace(ledger.history())
     if attached is not None:
         attached.change(**content["changed"])
-        _restore_generators(attached, content["generators"])
+        checkpoint_generators.restore(attached, content["generators"])
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -239,22 +240,6 @@ def _changed(saved: Mapping[str, Any], attached: Attachment, path: Path | str) -
     return changed
 
 
-def _generators(attached: Attachment, group: Group | None) -> dict[str, Any]:
-    """States of generators that the user gave. The others are secret: saving them would reveal noise and draws."""
-    source = user_generator(attached.loader.source)
-    noise = attached.noise.state_dict()
-    if group is not None and "block" in noise:  # go on behind what any shard has drawn, whoever holds it then
-        noise["block"] = max(group.gathered(noise["block"]))
-    return {"noise": noise, "loader": None if source is None else source.get_state()}
-
-
-def _restore_generators(attached: Attachment, states: Mapping[str, Any]) -> None:
-    attached.noise.load_state_dict(states.get("noise", {}))
-    source, state = user_generator(attached.loader.source), states.get("loader")
-    if source is not None and state is not None:
-        source.set_state(state)
-
-
 def _check_model(state: Mapping[str, Any], own: Mapping[str, Any], path: Path) -> None:
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or unknown:
@@ -281,7 +266,14 @@ def _check_spent(
             f"{path} knows of {saved.steps} releases, and not of all {accountant.steps} of this engine: loading it "
             "would forget spent budget. Load it into a new PrivacyEngine, and count both runs. Nothing was changed."
         )
-    if ledger is not None and counted(saved.history) - counted(ledger.history()):
+    if ledger is None and not continues(saved.lineage.stretches, accountant.lineage.stretches):
+        raise CheckpointError(
+            f"the {saved.steps} releases that {path} knows of are of another run, and {accountant.steps} of this "
+            "engine are not among them: loading it would forget spent budget. Load it into a new PrivacyEngine, and "
+            "count both runs. Nothing was changed."
+        )
+    without = bool(saved.lineage.stretches)  # of those with a ledger it says nothing
+    if ledger is not None and (without or counted(saved.history) - counted(ledger.history())):
         raise CheckpointError(
             f"{path} knows of {saved.steps} releases, of which some are not in the ledger {ledger.path} of "
             f"{ledger.releases}: they were made without it, and its epsilon would be too small. Nothing was changed."

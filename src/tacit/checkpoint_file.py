@@ -6,7 +6,7 @@ import io
 import os
 import pickle
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def read(path: Path, *, kind: str = FORMAT) -> dict[str, Any]:
         CheckpointError: the file is not there, torn, foreign, or of another version.
     """
     content: Any = _loaded(path, str(path))
-    if not isinstance(content, dict) or content.get("format") != kind or any(key not in content for key in KEYS):
+    if not isinstance(content, dict) or content.get("format") != kind or not _has(content, KEYS):
         raise CheckpointError(f"{path} was not written by save_checkpoint(). Nothing was changed.")
     if content["version"] != VERSION:
         raise CheckpointError(
@@ -88,9 +88,13 @@ def unpacked(packed: object, name: str) -> dict[str, Any]:
         CheckpointError: it is something else.
     """
     content = _loaded(io.BytesIO(packed), name) if isinstance(packed, bytes) else packed
-    if not isinstance(content, dict) or any(key not in content for key in KEYS[2:]):
+    if not isinstance(content, dict) or not _has(content, KEYS[2:]):
         raise CheckpointError(f"{name} is not what state_dict() returned. Nothing was changed.")
     return content
+
+
+def _has(content: Mapping[str, Any], parts: Collection[str]) -> bool:
+    return all(isinstance(content.get(part), Mapping) for part in parts)
 
 
 def _loaded(file: Path | io.BytesIO, name: str) -> Any:

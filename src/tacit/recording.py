@@ -26,13 +26,15 @@ class Recorder:
         self._known_to_all = accountant.steps
 
     def begin(self, *, records: int, sampler: str, noise: str, unit: str) -> None:
-        """Begin a run in the ledger, if there is one; see `Ledger.begin`."""
+        """Begin a run: under one name in all processes, and in the ledger, if there is one; see `Ledger.begin`."""
 
         def first() -> LedgerState:
             assert isinstance(self._ledger, Ledger)
             self._ledger.begin(records=records, sampler=sampler, noise=noise, unit=unit)
             return LedgerState(self._ledger.run, self._ledger.passes)
 
+        lineage = self._accountant.lineage
+        lineage.follow(self._group.from_first(lambda: lineage))
         if self._ledger is not None:
             self._follow(self._group.from_first(first))
 

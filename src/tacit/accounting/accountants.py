@@ -19,6 +19,7 @@ from tacit.accounting.events import (
     release_to_dict,
 )
 from tacit.accounting.intervals import Interval, interval_of
+from tacit.accounting.lineage import Lineage, Stretch, stretches_of
 from tacit.accounting.rdp import rdp_epsilon
 from tacit.accounting.releases import Adjacency, PoissonRelease, Release
 from tacit.accounting.tradeoff import TradeOff, trade_off
@@ -43,6 +44,7 @@ class Accountant(ABC):
         self._history: list[tuple[Release, int]] = []
         self._steps = 0
         self._epsilons: dict[float, float] = {}
+        self.lineage = Lineage()
 
     @property
     def unit(self) -> str | None:
@@ -110,6 +112,7 @@ class Accountant(ABC):
         if not self._history or type(release) is not type(self._history[-1][0]):
             adjacency_of([*self._history, (release, 1)], self._wanted)
         self._append(release, checked_count("count", count))
+        self.lineage.made(count)
 
     def step(self, *, noise_multiplier: float, sample_rate: float) -> None:
         """Record one DP-SGD step on a Poisson-sampled batch, as in Opacus.
@@ -173,6 +176,7 @@ class Accountant(ABC):
             "accountant": self.name,
             "unit": self._unit,
             "history": [[release_to_dict(release), count] for release, count in self._history],
+            "lineage": self.lineage.stretches,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -183,13 +187,16 @@ class Accountant(ABC):
                 the accountant is then unchanged.
         """
         history = _read_history(state, self.name)
+        stretches = _read_stretches(state)
         unit = state.get("unit")
         self.replace(history)
+        self.lineage.take_over(stretches)
         if history and isinstance(unit, str):
             self._unit = unit
 
     def replace(self, history: History) -> None:
         """Take another history in the place of this one, as that of a ledger."""
+        self.lineage.take_over(None)
         self._history = []
         self._steps = 0
         self._epsilons = {}
@@ -268,4 +275,14 @@ def _read_history(state: Mapping[str, Any], name: str) -> list[tuple[Release, in
         raise CheckpointError(
             f"the accountant state has no readable history ({error}), so the privacy spent before the "
             "checkpoint is unknown. Load an intact checkpoint."
+        ) from error
+
+
+def _read_stretches(state: Mapping[str, Any]) -> list[Stretch] | None:
+    try:
+        return stretches_of(state.get("lineage"))
+    except ValueError as error:
+        raise CheckpointError(
+            f"the accountant state cannot be read: {error}, but {state['lineage']!r} was found. Load an intact "
+            "checkpoint."
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -129,6 +130,13 @@ class NoiseSource:
         if self._given is not None:
             return self._handed_on | {"state": self._given.get_state()}
         return self._handed_on | {"block": self._secure.next_block}
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Raise what `load_state_dict` would, and change nothing."""
+        if self.reproducible and self._given is None:
+            operator.index(state.get("block", 0)).to_bytes(12, "big")
+        if self._given is not None and "state" in state:
+            self._given.clone_state().set_state(state["state"])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if not self.reproducible:

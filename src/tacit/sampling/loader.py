@@ -66,6 +66,12 @@ class PrivateLoader(DataLoader[Any]):
             in_order=source.in_order,
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        raise ConfigurationError(
+            "a private loader cannot be copied or pickled: two would count their epochs alike, and what both hand out "
+            "would be accounted as one pass over the data."
+        )
+
     @property
     def epoch(self) -> int:
         """How many iterations over the loader were started; the draws of the latest carry this number."""
