@@ -169,6 +169,20 @@ def test_generators_that_cannot_go_on(tmp_path, which):
     torch.save(content, path)
     other, resumed, other_optimizer, _ = make(seed=3)
     unchanged(other, resumed, other_optimizer, path, "generators cannot go on")
+    fresh, data = PrivacyEngine(), make(seed=3)[3].source
+    model = nn.Sequential(nn.Linear(FEATURES, 5), nn.Tanh(), nn.Linear(5, CLASSES))
+    optimizer = torch.optim.Adam(model.parameters())
+    fresh.load_checkpoint(path, module=model, optimizer=optimizer)
+    with pytest.raises(CheckpointError, match="the checkpoint that was loaded does not fit"):
+        fresh.make_private(
+            module=model,
+            optimizer=optimizer,
+            data_loader=data,
+            noise_multiplier=1.0,
+            max_grad_norm=1.0,
+            noise_generator=torch.Generator(),
+        )
+    optimizer.step()  # nothing is attached
 
 
 def test_the_saved_noise_and_bound_are_in_force_again(tmp_path, sharded):
@@ -232,7 +246,8 @@ def test_runs_that_resume_from_one_file_share_neither_noise_nor_draws(tmp_path, 
 
 
 @pytest.mark.parametrize("of_the_sampler", [False, True])
-def test_a_resumed_run_with_a_given_generator_draws_other_batches(tmp_path, of_the_sampler):
+@pytest.mark.parametrize("early", [False, True], ids=["after make_private", "before"])
+def test_a_resumed_run_with_a_given_generator_draws_other_batches(tmp_path, of_the_sampler, early):
     def run(resume):
         torch.manual_seed(0)
         data = TensorDataset(torch.randn(24, 3), torch.arange(24))
@@ -240,14 +255,17 @@ def test_a_resumed_run_with_a_given_generator_draws_other_batches(tmp_path, of_t
         sampler = RandomSampler(data, generator=generator) if of_the_sampler else None
         loader = DataLoader(data, batch_size=4, sampler=sampler, generator=None if of_the_sampler else generator)
         model, engine = nn.Linear(3, 1), PrivacyEngine()
+        plain = torch.optim.SGD(model.parameters(), lr=0.1)
+        if resume and early:
+            engine.load_checkpoint(tmp_path / "saved", module=model, optimizer=plain)
         _, optimizer, loader = engine.make_private(
             module=model,
-            optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+            optimizer=plain,
             data_loader=loader,
             noise_multiplier=1.0,
             max_grad_norm=1.0,
         )
-        if resume:
+        if resume and not early:
             engine.load_checkpoint(tmp_path / "saved", module=model, optimizer=optimizer)
         seen = []
         for x, ids in loader:

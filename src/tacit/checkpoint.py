@@ -73,8 +73,12 @@ def _own_state(accountant: Accountant, attached: Attachment | None, group: Group
 
 def load(
     path: Path, module: nn.Module, optimizer: Optimizer, accountant: Accountant, attached: Attachment | None
-) -> None:
-    """Check everything, then load everything; put all back if a part refuses."""
+) -> Mapping[str, Any]:
+    """Check everything, then load everything; put all back if a part refuses.
+
+    Returns:
+        States of generators that still are to go on: those of a private run that has not begun.
+    """
     module, inner = unwrapped(module), _inner(optimizer)
     group = _readers(module, attached)
 
@@ -88,7 +92,7 @@ def load(
     # Each process takes its part, and so all must find the same checkpoint.
     content = group.together(checked, lambda _: {"checkpoint": digest_of(_own_file(path))})
     _load_states(path, content, module, inner)
-    _load_own_state(content, accountant, attached)
+    return _load_own_state(content, accountant, attached)
 
 
 def engine_state(accountant: Accountant, attached: Attachment | None) -> dict[str, Any]:
@@ -101,12 +105,14 @@ def engine_state(accountant: Accountant, attached: Attachment | None) -> dict[st
     return {"tacit": checkpoint_file.packed(_own_state(accountant, attached, group))}
 
 
-def load_engine_state(state: Mapping[str, Any], accountant: Accountant, attached: Attachment | None) -> None:
-    """Load what `engine_state` returned, if it fits."""
+def load_engine_state(
+    state: Mapping[str, Any], accountant: Accountant, attached: Attachment | None
+) -> Mapping[str, Any]:
+    """Load what `engine_state` returned, if it fits; returns what `load` does."""
     where = "the state of the engine"
     content = checkpoint_file.unpacked(state.get("tacit"), where)
     changed = _check_own_state(content, accountant, attached, where)
-    _load_own_state({**content, "changed": changed}, accountant, attached)
+    return _load_own_state({**content, "changed": changed}, accountant, attached)
 
 
 def _check_own_state(
@@ -121,14 +127,18 @@ def _check_own_state(
     return _changed(content["settings"], attached, path)
 
 
-def _load_own_state(content: Mapping[str, Any], accountant: Accountant, attached: Attachment | None) -> None:
+def _load_own_state(
+    content: Mapping[str, Any], accountant: Accountant, attached: Attachment | None
+) -> Mapping[str, Any]:
     accountant.load_state_dict(content["accountant"])
-    ledger = None if attached is None else attached.ledger
-    if ledger is not None:  # it knows of all that was released since
-        accountant.replace(ledger.history())
-    if attached is not None:
-        attached.change(**content["changed"])
-        checkpoint_generators.restore(attached, content["generators"])
+    waiting: Mapping[str, Any] = content["generators"]
+    if attached is None:
+        return waiting
+    if attached.ledger is not None:  # it knows of all that was released since
+        accountant.replace(attached.ledger.history())
+    attached.change(**content["changed"])
+    checkpoint_generators.restore(attached, waiting)
+    return {}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -21,14 +21,14 @@ from tacit.checking.check import check_model
 from tacit.checking.reference import LossFunction
 from tacit.clipping import Bounds
 from tacit.distributed import Group, is_spread, unwrapped
-from tacit.errors import ConfigurationError
+from tacit.errors import CheckpointError, ConfigurationError
 from tacit.joint import data_facts, open_ledger, plan_facts, run_facts
 from tacit.ledger import Ledger
 from tacit.ledger_copy import Book
 from tacit.loss_scale import check_scaler, scale_of
 from tacit.optimizer import PrivateOptimizer
 from tacit.plan import PrivacyPlan
-from tacit.planning import last_epoch, planned_history, planned_steps, sampling_of
+from tacit.planning import planned_history, planned_steps, sampling_of
 from tacit.private_run import PrivateRun
 from tacit.sampling import Sampling, is_parted
 from tacit.settings import Settings
@@ -346,13 +346,13 @@ class PrivacyEngine(PrivateRun):
             )
         attached = Attachment(model, parameters, optimizer, data_loader, plan, settings, self.accountant, ledger, group)
         self._attachment = attached
-        if model is not module:
-            try:
+        try:
+            if model is not module:
                 attached.averaging.adopt(module)
-            except ConfigurationError:
-                self.detach()
-                raise
-        attached.loader.resume(last_epoch(self.accountant.history))
+            self._go_on_from_before()
+        except (ConfigurationError, CheckpointError):
+            self.detach()
+            raise
         made = (module, attached.optimizer, attached.loader)
         return (*made, attached.criterion(criterion or nn.CrossEntropyLoss())) if settings.mode == "ghost" else made
 

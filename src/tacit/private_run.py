@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tacit import checkpoint
+from tacit import checkpoint, checkpoint_generators
 from tacit.accounting import Accountant
 from tacit.attachment import Attachment
 from tacit.budget import Budget
@@ -33,6 +33,7 @@ class PrivateRun:
     def __init__(self, accountant: Accountant) -> None:
         self._accountant = accountant
         self._attachment: Attachment | None = None
+        self._waiting: Mapping[str, Any] = {}
 
     @property
     def accountant(self) -> Accountant:
@@ -251,7 +252,7 @@ class PrivateRun:
             CheckpointError: it is damaged or foreign, does not fit the model or optimizer, or knows of fewer
                 releases than this engine made. Nothing is changed then.
         """
-        checkpoint.load(Path(path), module, optimizer, self.accountant, self._attachment)
+        self._waiting = checkpoint.load(Path(path), module, optimizer, self.accountant, self._attachment)
         self._go_on()
 
     def state_dict(self) -> dict[str, Any]:
@@ -270,7 +271,7 @@ class PrivateRun:
             CheckpointError: it does not fit this run, or knows of fewer releases than this engine made. Nothing is
                 changed then.
         """
-        checkpoint.load_engine_state(state, self.accountant, self._attachment)
+        self._waiting = checkpoint.load_engine_state(state, self.accountant, self._attachment)
         self._go_on()
 
     def _go_on(self) -> None:
@@ -279,3 +280,16 @@ class PrivateRun:
             self._attachment.loader.renew(f"a run that went on after {self.accountant.steps} releases")
             self._attachment.loader.resume(max(last_epoch(self.accountant.history), self._attachment.loader.epoch))
             self._attachment.planned_steps = None
+
+    def _go_on_from_before(self) -> None:
+        """The run that begins goes on from releases of this engine, or from a checkpoint that was loaded before it.
+
+        Raises:
+            CheckpointError: the generators that were given are of another kind than those in the checkpoint.
+        """
+        if self.accountant.steps:
+            self._go_on()
+        if self._waiting:
+            checkpoint_generators.check(self._waiting, self._attached, "the checkpoint that was loaded")
+            checkpoint_generators.restore(self._attached, self._waiting)
+            self._waiting = {}

@@ -1,3 +1,5 @@
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -164,3 +166,9 @@ def test_error_of_the_dataset_ends_the_iteration():
     with pytest.raises(TypeError):
         next(batches)
     assert loader.draws.current.index == 2
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_copy_would_count_its_epochs_alike(copied):
+    with pytest.raises(ConfigurationError, match="accounted as one pass"):
+        copied(private())
