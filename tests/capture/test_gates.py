@@ -79,3 +79,33 @@ def test_sums_of_two_backwards_add_up():
         found.append([p.grad.clone() for p in model.parameters()])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def scaled_behind_its_version(gradient):
+    gradient.data.mul_(1000)
+
+
+HOOKS = {
+    "hook of the parameter": lambda p: p.register_hook(scaled_behind_its_version),
+    "later hook of the node": lambda p: get_gradient_edge(p).node.register_prehook(lambda g: (g[0] * 1000,)),
+}
+
+
+@pytest.mark.parametrize("features", [3, 6000])
+@pytest.mark.parametrize("cleared", [False, True])
+@pytest.mark.parametrize("hook", HOOKS.values(), ids=HOOKS)
+def test_a_gradient_that_is_changed_on_its_way_to_another_one_is_not_released(hook, cleared, features):
+    _, model, optimizer, loader = make(features=features)
+    x, y = next(iter(loader))
+    half = len(x) // 2
+    nn.functional.cross_entropy(model(x[:half]), y[:half]).backward()
+    if cleared:
+        optimizer.zero_grad(set_to_none=False)
+    hook(model.weight)
+
+    def train():
+        nn.functional.cross_entropy(model(x[half:]), y[half:]).backward()
+        optimizer.step()
+
+    with pytest.raises(PrivacyError, match="'weight'"):
+        train()

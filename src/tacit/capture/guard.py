@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from tacit.capture.fingerprints import are_alike, fingerprint, fingerprints, first_difference, numbers
+from tacit.capture.fingerprints import are_alike, fingerprint, fingerprints, first_difference, numbers, sum_fingerprint
 from tacit.capture.graphs import nodes_behind
 from tacit.capture.unrounded import UnroundedSums
 from tacit.distributed import local
@@ -90,12 +90,29 @@ class LeakGuard:
                 return  # reentrant checkpointing makes zeros for outputs that got no gradient
             if expected is None or _identity(gradients[0]) != expected:
                 raise self.leak(name, alone=expected is None)
-            # Of tensors that are laid out alike the same numbers are looked at.
-            alike = before is None and parameter.is_contiguous() and gradients[0].is_contiguous()
-            self._arrived[name] = known if alike else None
+            self._arrived[name] = self._left_by(name, parameter, gradients[0], known)
             self._unrounded.arrived(name, before)
 
         return check
+
+    def _left_by(self, name: str, parameter: Tensor, gradient: Tensor, known: Tensor | None) -> Tensor | None:
+        """The fingerprint that ``.grad`` has once ``gradient`` is in it; None if only a look at it will tell.
+
+        Args:
+            known: that of what the gate returned.
+
+        Raises:
+            LeakError: ``gradient`` has not the numbers any more that its gate returned.
+        """
+        before = parameter.grad
+        # Of tensors that are laid out alike the same numbers are looked at.
+        if known is None or not all(t.is_contiguous() for t in (parameter, gradient, before) if t is not None):
+            return None
+        if before is None:
+            return known
+        if not are_alike([known], [fingerprint(gradient)])[0]:
+            raise self.leak(name, alone=False)
+        return sum_fingerprint(parameter, before, gradient)
 
     def _after(self, name: str, parameter: Tensor) -> Callable[..., None]:
         def note(*_: Any) -> None:
