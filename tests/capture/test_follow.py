@@ -17,6 +17,7 @@ from torch import Tensor
 from tacit.capture.contact import Names
 from tacit.capture.marks import Mark, mark_of, set_mark
 from tacit.capture.mode import Capture
+from tacit.errors import LayoutError
 from tacit.uses import Layout
 
 LIMIT = 3000
@@ -449,7 +450,10 @@ CALLS: dict[str, Callable[[Tensor], Tensor]] = {
 )  # fmt: skip
 def test_no_call_gives_a_wrong_layout_when_all_sizes_coincide(name: str, dim: int) -> None:
     torch.manual_seed(0)
-    found = assert_right(CALLS[name], torch.randn(3, 3, 3), Layout(3, dim), name)
+    try:
+        found = assert_right(CALLS[name], torch.randn(3, 3, 3), Layout(3, dim), name)
+    except LayoutError:  # samples written over others are refused at once
+        return
     assert found is None or found.samples == 3
 
 

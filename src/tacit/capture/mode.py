@@ -21,7 +21,7 @@ from tacit.capture.frames import in_autograd_function, in_reentrant_checkpoint
 from tacit.capture.losses import COUPLING, uncoupled_mean
 from tacit.capture.marks import Mark, clear_mark, mark_of, set_mark, tensors_in
 from tacit.capture.views import embed_once, note_view
-from tacit.capture.writes import check_written, mark_written
+from tacit.capture.writes import check_written, keeps_aliases, mark_written, moved_error
 from tacit.errors import LayoutError, MixingError, NoRuleError, PrivacyError
 from tacit.rules import find_rule, is_always_rewritten, refuse_batch_statistics
 
@@ -187,6 +187,7 @@ class Capture(TorchFunctionMode):
     def _mark_outputs(self, func: Any, marked: list[Tensor], args: Any, kwargs: Any, out: Any) -> None:
         outputs = [out] if isinstance(out, Tensor) else tensors_in(out)
         targets = _written(func, args, kwargs) if _writes(func.__name__) or "out" in kwargs else ()
+        before = [mark_of(target) for target in targets]
         for target in targets:
             if mark_of(target) is None:  # in-place activations, the common case, are marked already
                 self._refuse_state(func, target)
@@ -194,9 +195,7 @@ class Capture(TorchFunctionMode):
                 outputs = [value for value in outputs if value is not target]
             elif func is Tensor.__setitem__:
                 check_written(target, args)
-        if targets and out is None:
-            return
-        for value in outputs:
+        for value in outputs if out is not None else ():
             known = mark_of(value)
             if known is not None and not any(value is source for source in marked):
                 continue  # a rule made it of calls that were followed
@@ -205,7 +204,10 @@ class Capture(TorchFunctionMode):
                 clear_mark(value)
             elif mark is not known:
                 set_mark(value, mark)
-        if self.seen is not None:
+        for target, mark in zip(targets, before, strict=True):
+            if not keeps_aliases(func, target, mark, marked):
+                self._refuse(moved_error(func, self._describe_module()), [])
+        if self.seen is not None and out is not None:
             self.seen += outputs
 
     def _refuse_state(self, func: Any, target: Tensor) -> None:

@@ -10,6 +10,7 @@ from tacit.capture.families import MixedRowsError
 from tacit.capture.follow import moves_rows
 from tacit.capture.indexing import follow_index
 from tacit.capture.marks import Mark, mark_of, set_mark, tensors_in
+from tacit.errors import LayoutError
 from tacit.uses import Layout
 
 
@@ -25,6 +26,49 @@ def mark_written(func: Any, target: Tensor, marked: list[Tensor], args: tuple[An
             found += [place for place in places if place.dim - layout.dim == target.dim() - value.dim()]
     alone = len(known) == len(marked) and len(set(found)) == 1
     set_mark(target, Mark(found[0]) if alone else Mark(None, lost="writing the batch into a constant"))
+
+
+def keeps_aliases(func: Any, target: Tensor, before: Mark | None, marked: list[Tensor]) -> bool:
+    """Whether what is known of the tensors that share memory with ``target`` still holds, now that it is written into.
+
+    What they are known for was noted when they were made. A constant that a view is of is marked here.
+    """
+    after = mark_of(target)
+    if before is not None and before.layout is not None:
+        return after is not None and after.layout is not None
+    base = target._base
+    if base is None:
+        return True
+    known = mark_of(base)
+    if before is None:
+        place = _place_in(base, target, after)
+        if known is None:
+            set_mark(base, Mark(place, lost="" if place else "writing the batch into a view of a constant"))
+        return known is None or known.layout is None or place == known.layout
+    # A view of some of the rows, say: its own numbers may change there, and those of others may not come.
+    own = all(value is target for value in marked) and (func is Tensor.__setitem__ or not moves_rows(func))
+    return own or known is None or known.layout is None
+
+
+def moved_error(func: Any, module: str) -> LayoutError:
+    """The error of samples that are written over those of others, which other tensors in this memory are known for."""
+    return LayoutError(
+        f"`{func.__name__}` in {module} writes numbers of the batch over those of other samples, in memory that other "
+        "tensors may share: their rows then are no samples any more, and clipping bounds nothing. Compute a new tensor "
+        "instead of writing in place."
+    )
+
+
+def _place_in(base: Tensor, view: Tensor, mark: Mark | None) -> Layout | None:
+    """Where the batch is in the tensor that a view is of, if the view has all its rows."""
+    if mark is None or mark.layout is None:
+        return None
+    layout = mark.layout
+    if layout.samples == 1 and base.dim() > 0:
+        return Layout(1, 0, inner=base.shape[0])
+    kind = view.shape[layout.dim], view.stride(layout.dim)
+    found = [dim for dim in range(base.dim()) if (base.shape[dim], base.stride(dim)) == kind]
+    return layout.at(found[0]) if len(found) == 1 else None
 
 
 def check_written(target: Tensor, args: tuple[Any, ...]) -> None:
