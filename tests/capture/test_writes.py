@@ -47,6 +47,27 @@ OVER_OTHERS = {
 }
 
 
+def stale(write, read):
+    """Reads a view of a constant that was made before the batch was written into that."""
+
+    def how(h, x, constant):
+        view = constant.t()
+        write(constant, view, x)
+        h.add_(read(view))
+
+    return how
+
+
+OVER_OTHERS |= {
+    "view from before": stale(lambda z, _, x: z.add_(x), lambda v: v),
+    "view of a view from before": stale(lambda z, _, x: z.add_(x), lambda v: v[:, :2].repeat(1, 2)),
+    "two views": stale(lambda z, _, x: z[:].add_(x), lambda v: 2 * v),
+    "view from before, detached": stale(lambda z, _, x: z.copy_(x), lambda v: v.detach()),
+    "view from before, written into": stale(lambda z, v, x: z.add_(x) + v.add_(x), lambda v: v),
+    "items from before": stale(lambda z, _, x: z.__setitem__(slice(None), x), lambda v: v.relu()),
+}
+
+
 @pytest.mark.parametrize("how", OVER_OTHERS.values(), ids=OVER_OTHERS)
 @pytest.mark.filterwarnings("ignore::tacit.errors.FallbackWarning")
 def test_samples_are_not_written_over_others_under_another_name(how):
@@ -69,6 +90,10 @@ OWN_ROWS = {
     "a view": (lambda h, x, _: h.t().mul_(2).add_(x.t()), lambda rows: (rows, SIZE)),
     "other features of its own": (lambda h, *_: h[:, 1:].add_(h[:, :-1].clone()), lambda rows: (rows, SIZE)),
     "steps before the batch": (lambda h, _, constant: constant[1].copy_(h), lambda rows: (3, rows, SIZE)),
+    "views from before": (
+        lambda _, x, constant: [one.copy_(x / 8) for one in [constant[step] for step in range(3)]],
+        lambda rows: (3, rows, SIZE),
+    ),
     "steps behind the batch": (lambda h, _, constant: constant[:, 2].copy_(h), lambda rows: (rows, 3, SIZE)),
 }
 
