@@ -336,6 +336,7 @@ class Attachment:
         witness = Witness(self.parameters) if self.first_step is None else None
         empty_handed = not self.draws.contributed and current is not None and current.records > 0
         self._release()
+        self.averaging.clear()
         self._scale.forget()
         self._since, self.session.guard.zeroed = Since(), 0
         if empty_handed:

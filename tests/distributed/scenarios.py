@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 import tacit.step
 from tacit import BatchMemoryManager, Ledger, PrivacyEngine
 from tacit.accounting.releases import PoissonRelease
+from tacit.distributed.averaging import _Mean
 from tacit.errors import BudgetError, ConfigurationError, LedgerError
 from tacit.sampling import UserPoissonSampling
 
@@ -547,6 +548,35 @@ def noise_on_gradients(rank: int, world: int, steps: int) -> tuple[Tensor, float
         optimizer.step()
         released.append(torch.cat([p.grad.flatten() for p in plain.parameters()]))
     return torch.stack(released), case.noise * BOUND / engine.plan.sampling.expected_batch_size
+
+
+def left_over(rank: int, world: int, ddp: dict[str, Any]) -> list[tuple[float, float]]:
+    """Of each of a few steps: the part of numbers in DDP's buckets that are those of the sum, before and after it."""
+    case = Case(noise=1.3, sampling="full-batch", records=8, ddp=ddp)
+    buckets: list[Tensor] = []
+    reduce = _Mean.reduce
+
+    def noted(
+        self: _Mean, state: object, bucket: torch._C._distributed_c10d.GradBucket
+    ) -> torch.futures.Future[Tensor]:
+        buckets.append(bucket.buffer())
+        return reduce(self, state, bucket)
+
+    _Mean.reduce = noted
+    _engine, plain, model, optimizer, loader, _ = made(case)
+    found = []
+    for _ in range(4):
+        ((x, y, _),) = loader
+        optimizer.zero_grad()
+        buckets.clear()
+        nn.functional.cross_entropy(model(x), y).backward()
+        sums = torch.cat([bucket.clone() for bucket in buckets])
+        clean = torch.cat([p.grad.flatten() for p in plain.parameters()])
+        before = float(torch.isin(sums, clean).double().mean())
+        optimizer.step()
+        kept = torch.cat(buckets)
+        found.append((before, float((torch.isin(kept, clean[clean != 0])).double().mean())))
+    return found
 
 
 def accounts(rank: int, world: int, path: str) -> dict[str, Any]:

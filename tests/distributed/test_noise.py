@@ -2,9 +2,10 @@
 
 import math
 
+import pytest
 import torch
 from processes import results
-from scenarios import BOUND, Case, data, noise, noise_on_gradients
+from scenarios import BOUND, Case, data, left_over, noise, noise_on_gradients
 from torch import nn
 
 from tacit.checking.reference import single_sample_loop
@@ -42,6 +43,15 @@ def test_over_two_thousand_steps_noise_around_the_clipped_sum_has_its_variance()
     # A false alarm of both together: 5.2 deviations 2e-7, 5.6 for each of 21 numbers 5e-7.
     assert abs(float(own.square().mean()) / std**2 - 1) < 5.2 * math.sqrt(2 / count) + 2**-10
     assert float(own.mean(0).abs().max()) < 5.6 * std / math.sqrt(steps)
+
+
+@pytest.mark.parametrize("ddp", [{}, {"gradient_as_bucket_view": True}, {"bucket_cap_mb": 1e-4}])
+def test_no_bucket_keeps_the_sum_without_noise_after_the_step(ddp):
+    for steps in results(2, left_over, ddp):
+        assert len(steps) == 4
+        for before, after in steps:
+            assert before > 0.9  # they were there
+            assert after == 0
 
 
 def test_each_run_has_a_key_of_its_own():

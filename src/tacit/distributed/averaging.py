@@ -36,6 +36,7 @@ class _Mean:
         names: the private parameters by identity.
         used: it has averaged something since the last forward.
         rounds: how many forwards came after an averaging.
+        sums: what was averaged since the last release, where it lies in the buckets, with the parameters.
     """
 
     def __init__(self) -> None:
@@ -43,12 +44,14 @@ class _Mean:
         self.names: dict[int, str] = {}
         self.used = False
         self.rounds = 0
+        self.sums: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
     def reduce(self, _state: object, bucket: torch._C._distributed_c10d.GradBucket) -> torch.futures.Future[Tensor]:
         self.used = True
         buffer = bucket.buffer()
         if self.watcher is not None:
-            for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True):
+            self.sums[bucket.index()] = list(zip(bucket.parameters(), bucket.gradients(), strict=True))
+            for parameter, gradient in self.sums[bucket.index()]:
                 self.watcher.leaving(self.names[id(parameter)], gradient)
         work = dist.all_reduce(buffer.div_(dist.get_world_size()), async_op=True)
         assert work is not None  # it is None only outside the group
@@ -140,11 +143,23 @@ class Averaging:
         if self._wrapper is not None and not self._wrapper.static_graph:
             self._wrapper.require_backward_grad_sync = not hold
 
+    def clear(self) -> None:
+        """After a release: DDP's buckets would keep the sums without noise until the next backward."""
+        if self._wrapper is None:
+            return
+        mean = _HOOKS[self._wrapper]
+        for parameter, total in (pair for bucket in mean.sums.values() for pair in bucket):
+            gradient = parameter.grad
+            if gradient is None or gradient.data_ptr() != total.data_ptr():  # else there is noise on it
+                total.data.zero_()  # all gradients that lie in a bucket share its version, by which changes are told
+        mean.sums.clear()
+
     def detach(self) -> None:
         """Leave plain averaging behind."""
         if self._wrapper is not None:
             self.hold(False)
             _HOOKS[self._wrapper].watcher = None
+            _HOOKS[self._wrapper].sums.clear()
             self._wrapper = None
 
     def _check(self, wrapper: DistributedDataParallel) -> None:
