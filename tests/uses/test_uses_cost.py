@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tacit.uses import DEFAULT_COSTS, Asked, CostModel, Product, costs_of, rates
+from tacit.uses.cost import MAPPED
 
 
 def best(product, costs=DEFAULT_COSTS):
@@ -41,6 +42,17 @@ def test_bytes_of_the_forms():
     assert product.whole == 3 * 7 * 11 * 4
     assert product.factors == 3 * 5 * (7 + 11) * 4
     assert product.grams == 2 * 3 * 5 * 5 * 4
+
+
+def test_large_whole_gradients_are_mapped_anew():
+    """From 32 MiB on their memory costs more than their bytes."""
+    below, above = Product(8, 64, 1023, 1024), Product(8, 64, 1024, 1024)
+    assert below.whole < MAPPED == above.whole
+    slow, quick = (CostModel(new_bytes_per_second=rate) for rate in (1e8, 1e12))
+    assert slow.seconds(below) == quick.seconds(below)
+    assert slow.seconds(above)["gram"] == quick.seconds(above)["gram"]
+    assert slow.seconds(above)["stored"] - quick.seconds(above)["stored"] > 0.3
+    assert slow.seconds(above._replace(asked=Asked.NORM)) == quick.seconds(above._replace(asked=Asked.NORM))
 
 
 @pytest.fixture

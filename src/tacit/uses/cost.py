@@ -66,6 +66,10 @@ class Product(NamedTuple):
         return {"gram": self.grams, "stored": some * self.whole // self.samples}
 
 
+MAPPED = 2**25
+"""Blocks from so many bytes on the C library (glibc) takes from the system, and gives back, each by itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class CostModel:
     """Arithmetic and memory rates of a device, for choosing between equally exact strategies.
@@ -75,17 +79,20 @@ class CostModel:
         near_bytes_per_second: rate of reading what a cache holds.
         far_bytes_per_second: rate of reading main memory.
         cache: bytes that a cache holds.
+        new_bytes_per_second: rate of writing memory that the system has just given.
     """
 
     flops_per_second: float = 2e11
     near_bytes_per_second: float = 6e10
     far_bytes_per_second: float = 2e10
     cache: float = 2**22
+    new_bytes_per_second: float = 1e10
 
     def seconds(self, product: Product) -> dict[str, float]:
         """What each strategy takes, from the output gradient to what is asked.
 
-        Storing forms G instead of the ordinary weight gradient, and reads it for norm and sum. Gram matrices cost
+        Storing forms G instead of the ordinary weight gradient, and reads it for norm and sum; large ones lie in memory
+        that is mapped anew each time. Gram matrices cost
         ``2·B·T²·(d + p)`` operations on top of the ordinary one. They are written, multiplied, summed in float64, and
         products of narrow matrices run below their rate: together as long as reading the Gram matrices ten times. For a
         norm alone G is formed a few samples at a time, in the cache.
@@ -101,7 +108,8 @@ class CostModel:
             return {"gram": norm, "stored": ordinary + product.whole / self.near_bytes_per_second}
         if asked is Asked.SUM:
             return {"gram": total}
-        return {"gram": norm + total, "stored": ordinary + self._moved(product.whole, 2)}
+        new = product.whole / self.new_bytes_per_second if product.whole >= MAPPED else 0.0
+        return {"gram": norm + total, "stored": ordinary + self._moved(product.whole, 2) + new}
 
     def _moved(self, size: int, times: int) -> float:
         return times * size / (self.near_bytes_per_second if size <= self.cache else self.far_bytes_per_second)

@@ -60,7 +60,10 @@ def measured(device: torch.device, dtype: torch.dtype) -> CostModel:
     for count in (_SMALL, _LARGE):
         block = torch.ones((8, count // 8), device=device, dtype=dtype)
         rates[count] = block.nbytes / quickest(partial(sample_squares, block), _RUNS, device)
-    return CostModel(flops, max(rates.values()), rates[_LARGE], DEFAULT_COSTS.cache)
+    new = (
+        4 * _LARGE / quickest(lambda: torch.empty(4 * _LARGE, dtype=torch.uint8, device=device).zero_(), _RUNS, device)
+    )
+    return CostModel(flops, max(rates.values()), rates[_LARGE], DEFAULT_COSTS.cache, new)
 
 
 def cache_folder() -> Path:
