@@ -22,7 +22,7 @@ from tacit.distributed import (
     as_whole,
     digest_of,
     is_spread,
-    spread_like,
+    spread_model,
     spread_optimizer,
     unwrapped,
     world_size,
@@ -163,17 +163,11 @@ def _load_states(path: Path, content: Mapping[str, Any], module: nn.Module, inne
     before = copy.deepcopy(own), copy.deepcopy(inner.state_dict())
     try:
         inner.load_state_dict(spread_optimizer(content["optimizer"], inner))
-        module.load_state_dict({name: _like(value, own.get(name)) for name, value in content["model"].items()})
+        module.load_state_dict(spread_model(content["model"], own))
     except (ValueError, RuntimeError, KeyError) as error:
         module.load_state_dict(before[0])
         inner.load_state_dict(before[1])
         raise CheckpointError(f"{path} does not fit: {error}. Nothing was changed.") from error
-
-
-def _like(value: Any, own: Any) -> Any:
-    """What a file has for a part of the model, as this process holds it."""
-    both = isinstance(value, torch.Tensor) and isinstance(own, torch.Tensor)
-    return spread_like(value, own) if both else value
 
 
 def _writers(module: nn.Module, attached: Attachment | None, *, sharded: bool) -> Group | None:

@@ -19,7 +19,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tacit import checkpoint_file
-from tacit.distributed import Group, is_spread, read_shards, room_like, spread_optimizer, write_shards
+from tacit.distributed import (
+    Group,
+    each_tensor,
+    is_spread,
+    read_shards,
+    room_like,
+    spread_model,
+    spread_optimizer,
+    write_shards,
+)
 from tacit.errors import CheckpointError
 
 OWN = "tacit.pt"
@@ -88,7 +97,7 @@ def filled(
         CheckpointError: a file of the folder is missing or damaged.
     """
     rooms = {
-        "model": {name: _room(value, model[name]) for name, value in content["model"].items()},
+        "model": spread_model(content["model"], model, room_like),
         "optimizer": spread_optimizer(content["optimizer"], optimizer, room_like),
     }
     tensors: dict[str, Tensor] = {}
@@ -107,7 +116,7 @@ def _emptied(state: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         tensors[name] = value
         return torch.empty(value.shape, dtype=value.dtype, device="meta")
 
-    return _each(state, name, emptied)
+    return each_tensor(state, emptied, name)
 
 
 def _with_rooms(state: Any, name: str, tensors: dict[str, Tensor]) -> Any:
@@ -117,22 +126,7 @@ def _with_rooms(state: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         tensors[name] = torch.empty(value.shape, dtype=value.dtype) if value.is_meta else value
         return tensors[name]
 
-    return _each(state, name, placed)
-
-
-def _each(state: Any, name: str, change: Any) -> Any:
-    if isinstance(state, Tensor):
-        return change(state, name)
-    if isinstance(state, Mapping):
-        return {key: _each(value, f"{name}.{key}", change) for key, value in state.items()}
-    if isinstance(state, (list, tuple)):
-        return type(state)(_each(value, f"{name}.{place}", change) for place, value in enumerate(state))
-    return state
-
-
-def _room(value: Any, own: Any) -> Any:
-    both = isinstance(value, Tensor) and isinstance(own, Tensor)
-    return room_like(value, own) if both else value
+    return each_tensor(state, placed, name)
 
 
 def _is_shared(name: str, value: Tensor, parameters: Collection[str]) -> bool:

@@ -5,7 +5,7 @@ from tacit.uses import Tuner
 
 def test_the_quickest_is_kept_for_its_key(monkeypatch):
     clock = iter(range(1000))
-    monkeypatch.setattr("tacit.uses.timing.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("tacit.timing.time.perf_counter", lambda: next(clock))
     calls = []
 
     def attempt(name, ticks):

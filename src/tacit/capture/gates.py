@@ -16,6 +16,7 @@ from torch import Tensor
 from tacit.capture.guard import LeakGuard
 from tacit.capture.passes import Pass
 from tacit.distributed import is_spread
+from tacit.rules.contact import in_type
 from tacit.uses import SMALL
 
 
@@ -35,9 +36,7 @@ class Gate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, _token: Tensor) -> tuple[Tensor, None, None, None]:
         run, name, guard, *kind = ctx.settings
-        total = _settled(run, name, *kind)
-        gradient = total.to(kind[1])
-        guard.expect(name, gradient, total)
+        (gradient,) = _returned(run, [name], guard, [kind])
         return gradient, None, None, None
 
 
@@ -52,13 +51,15 @@ class JointGate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, _token: Tensor) -> tuple[Tensor | None, ...]:
         run, names, guard, kinds = ctx.settings
-        totals = [_settled(run, name, *kind) for name, kind in zip(names, kinds, strict=True)]
-        gradients = [
-            total if total.dtype == dtype else total.to(dtype)
-            for total, (_, dtype, _) in zip(totals, kinds, strict=True)
-        ]
-        guard.expect_several(names, gradients, totals)
-        return None, None, None, *gradients
+        return None, None, None, *_returned(run, names, guard, kinds)
+
+
+def _returned(run: Pass, names: Sequence[str], guard: LeakGuard, kinds: Sequence[Any]) -> list[Tensor]:
+    """What gates return, and the guard expects: clipped sums, each of its parameter's ``(shape, dtype, device)``."""
+    totals = [_settled(run, name, *kind) for name, kind in zip(names, kinds, strict=True)]
+    gradients = [in_type(total, dtype) for total, (_, dtype, _) in zip(totals, kinds, strict=True)]
+    guard.expect(names, gradients, totals)
+    return gradients
 
 
 def _settled(run: Pass, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -56,12 +56,8 @@ class LeakGuard:
         self._handles.append(node.register_prehook(self._before(name, parameter)))
         self._handles.append(node.register_hook(self._after(name, parameter)))
 
-    def expect(self, name: str, gradient: Tensor, total: Tensor) -> None:
-        """A gate returns ``gradient``, which is ``total`` in the parameter's own type."""
-        self.expect_several([name], [gradient], [total])
-
-    def expect_several(self, names: Sequence[str], gradients: Sequence[Tensor], totals: Sequence[Tensor]) -> None:
-        """A gate returns the gradients of several parameters."""
+    def expect(self, names: Sequence[str], gradients: Sequence[Tensor], totals: Sequence[Tensor]) -> None:
+        """A gate returns the gradients of these parameters, which are ``totals`` in the parameters' own types."""
         task = torch._C._current_graph_task_id()
         for name, gradient, total, known in zip(names, gradients, totals, self._prints(gradients), strict=True):
             self._expected[name] = _identity(gradient), task, known

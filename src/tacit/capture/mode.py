@@ -20,7 +20,7 @@ from tacit.capture.follow import VIEW_GETTERS, follow
 from tacit.capture.frames import in_autograd_function, in_reentrant_checkpoint
 from tacit.capture.losses import COUPLING, uncoupled_mean
 from tacit.capture.marks import Mark, clear_mark, mark_of, set_mark, tensors_in
-from tacit.capture.overwritten import Overwritten
+from tacit.capture.overwritten import Overwritten, stale_error
 from tacit.capture.views import embed_once, note_view
 from tacit.capture.writes import check_written, keeps_aliases, mark_written, moved_error
 from tacit.errors import LayoutError, MixingError, NoRuleError, PrivacyError
@@ -89,8 +89,8 @@ class Capture(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in _FACTORIES:  # the batch may say how large, at most
             return note_made(func(*args, **kwargs))
-        if self._overwritten:
-            self._check_views(func, args, kwargs)
+        if self._overwritten and self._overwritten.are_read(func, args, kwargs):
+            self._refuse(stale_error(func, self._describe_module()), [])
         if self.apart:
             if self.apart != "off":
                 self._look_on(func, args, kwargs)
@@ -214,12 +214,6 @@ class Capture(TorchFunctionMode):
                 self._refuse(moved_error(func, self._describe_module()), [])
         if self.seen is not None and out is not None:
             self.seen += outputs
-
-    def _check_views(self, func: Any, args: Any, kwargs: Any) -> None:
-        try:
-            self._overwritten.check(func, args, kwargs, self._describe_module())
-        except LayoutError as error:
-            self._refuse(error, [])
 
     def _refuse_state(self, func: Any, target: Tensor) -> None:
         name = self._state_at(target)

@@ -30,17 +30,19 @@ class Overwritten:
         storage = StorageWeakRef(target.untyped_storage())  # while it is held, no other storage has this number
         self._storages.setdefault(storage.cdata, storage)
 
-    def check(self, func: Callable[..., Any], args: Any, kwargs: Any, where: str) -> None:
-        """Refuse a call that reads such memory by a tensor that is not known to have the batch in it.
-
-        Raises:
-            LayoutError: a view was made before the batch was written there.
-        """
+    def are_read(self, func: Callable[..., Any], args: Any, kwargs: Any) -> bool:
+        """Whether a call reads such memory by a tensor that is not known to have the batch in it."""
         read = (args[1:], kwargs) if func is Tensor.copy_ else (args, kwargs)
-        for value in tensors_in(read):
-            if mark_of(value) is None and value.layout is torch.strided and storage_of(value) in self._storages:
-                raise LayoutError(
-                    f"`{func.__name__}` in {where} reads a view of a constant tensor, made before numbers of the batch "
-                    "were written into that: whose sample is where in it is not known, and clipping would bound "
-                    "nothing. Make the view after writing, or compute a new tensor instead of writing in place."
-                )
+        return any(
+            mark_of(value) is None and value.layout is torch.strided and storage_of(value) in self._storages
+            for value in tensors_in(read)
+        )
+
+
+def stale_error(func: Any, module: str) -> LayoutError:
+    """The error of a view that was made before the batch was written there."""
+    return LayoutError(
+        f"`{func.__name__}` in {module} reads a view of a constant tensor, made before numbers of the batch were "
+        "written into that: whose sample is where in it is not known, and clipping would bound nothing. Make the view "
+        "after writing, or compute a new tensor instead of writing in place."
+    )

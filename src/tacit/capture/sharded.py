@@ -53,9 +53,10 @@ class ShardedGuard(LeakGuard):
     def note(self, event: str) -> None:
         self.settled = zlib.crc32(event.encode(), self.settled)
 
-    def expect(self, name: str, gradient: Tensor, total: Tensor) -> None:
-        super().expect(name, gradient, total)
-        self.note(f"gate of {name}")
+    def expect(self, names: Sequence[str], gradients: Sequence[Tensor], totals: Sequence[Tensor]) -> None:
+        super().expect(names, gradients, totals)
+        for name in names:
+            self.note(f"gate of {name}")
 
     def _prints(self, gradients: Sequence[Tensor]) -> Sequence[None]:
         return [None] * len(gradients)  # what arrives is compared with what is due

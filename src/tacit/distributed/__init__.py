@@ -15,7 +15,7 @@ from tacit.distributed.sharding import (
     sharded_modules,
 )
 from tacit.distributed.shards import digest_of, read_shards, write_shards
-from tacit.distributed.states import as_whole, room_like, spread_like, spread_optimizer
+from tacit.distributed.states import as_whole, each_tensor, room_like, spread_model, spread_optimizer
 from tacit.distributed.world import is_set_up, rank, unwrapped, world_size
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "check_sharding",
     "check_trained",
     "digest_of",
+    "each_tensor",
     "is_same_everywhere",
     "is_set_up",
     "is_spread",
@@ -37,7 +38,7 @@ __all__ = [
     "reshard",
     "room_like",
     "sharded_modules",
-    "spread_like",
+    "spread_model",
     "spread_optimizer",
     "unwrapped",
     "world_size",

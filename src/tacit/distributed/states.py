@@ -21,15 +21,30 @@ def as_whole(state: Any, *, keep: bool) -> Any:
         state: nested mappings and lists.
         keep: whether this process wants it; the others only take part.
     """
-    if isinstance(state, Tensor):
-        if not is_spread(state):
-            return state
-        whole: Tensor = state.full_tensor()  # type: ignore[attr-defined]
+
+    def gathered(value: Tensor, _: str) -> Tensor | None:
+        if not is_spread(value):
+            return value
+        whole: Tensor = value.full_tensor()  # type: ignore[attr-defined]
         return whole.cpu() if keep else None
+
+    return each_tensor(state, gathered)
+
+
+def each_tensor(state: Any, change: Callable[[Tensor, str], Any], name: str = "") -> Any:
+    """A state of nested mappings and lists, with ``change(tensor, name)`` in the place of each tensor.
+
+    Args:
+        state: the state.
+        change: is also told where a tensor is: the keys that lead to it, with dots.
+        name: what the names begin with.
+    """
+    if isinstance(state, Tensor):
+        return change(state, name)
     if isinstance(state, Mapping):
-        return {key: as_whole(value, keep=keep) for key, value in state.items()}
+        return {key: each_tensor(value, change, f"{name}.{key}") for key, value in state.items()}
     if isinstance(state, (list, tuple)):
-        return type(state)(as_whole(value, keep=keep) for value in state)
+        return type(state)(each_tensor(value, change, f"{name}.{place}") for place, value in enumerate(state))
     return state
 
 
@@ -50,6 +65,22 @@ def spread_like(whole: Tensor, like: Tensor) -> Tensor:
 def room_like(empty: Tensor, like: Tensor) -> Tensor:
     """A tensor to be filled, of one's shape and type and spread as ``like`` is; ``empty`` itself if that is not."""
     return torch.empty_like(like, dtype=empty.dtype) if is_spread(like) and empty.shape == like.shape else empty
+
+
+def spread_model(
+    whole: Mapping[str, Any], own: Mapping[str, Any], spread: Callable[[Tensor, Tensor], Tensor] = spread_like
+) -> dict[str, Any]:
+    """The state of a model, of whose tensors each is spread as the model's own is.
+
+    Args:
+        whole: a ``state_dict`` of one like it.
+        own: the model's own.
+        spread: makes one tensor like another.
+    """
+    return {
+        name: spread(value, mine) if isinstance(value, Tensor) and isinstance(mine := own[name], Tensor) else value
+        for name, value in whole.items()
+    }
 
 
 def spread_optimizer(

@@ -62,8 +62,9 @@ class _Part:
     number: int
 
 
-def _is_fused(job: Job) -> bool:
-    return isinstance(job.finish, Rounding) and job.finish.can_be_fused
+def _fusible(job: Job) -> Rounding | None:
+    """What the kernel can do for a job, if it can."""
+    return job.finish if isinstance(job.finish, Rounding) and job.finish.can_be_fused else None
 
 
 class _Stream:
@@ -75,13 +76,14 @@ class _Stream:
 
     def make(self, part: _Part, kernel: Kernel | None) -> None:
         """Make the numbers of a part, and hand them over: in two halves, or as words to the kernel."""
-        start, finish = part.start, part.job.finish
-        if kernel is not None and isinstance(finish, Rounding) and finish.can_be_fused:
+        start, job = part.start, part.job
+        rounding = _fusible(job)
+        if kernel is not None and rounding is not None:
             words = self._words.block(part.number, (part.count + 1) // 2)
-            finish.fused(kernel, words, slice(start, start + part.count), part.job.deviation)
+            rounding.fused(kernel, words, slice(start, start + part.count), job.deviation)
             return
-        for half in self.block(part.number, part.count, part.job.deviation):
-            finish(half, slice(start, start + len(half)))
+        for half in self.block(part.number, part.count, job.deviation):
+            job.finish(half, slice(start, start + len(half)))
             start += len(half)
 
     def block(self, number: int, count: int, deviation: float) -> tuple[Tensor, Tensor]:
@@ -146,7 +148,7 @@ class SecureNormal:
 
     def _each(self, jobs: Sequence[Job]) -> None:
         self._begin()
-        compiled = kernel() if sum(job.count for job in jobs if _is_fused(job)) >= FROM else None
+        compiled = kernel() if sum(job.count for job in jobs if _fusible(job) is not None) >= FROM else None
         block = 2 * (PAIRS if self._key is None and compiled is None else KEYED_PAIRS)
         parts: deque[_Part] = deque()
         for job in jobs:

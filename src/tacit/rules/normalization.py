@@ -116,7 +116,7 @@ class GroupNormFunction(torch.autograd.Function):
     ) -> Tensor:
         x = x.contiguous()
         size, channels = x.shape[:2]
-        area = x.numel() // max(1, size * channels)
+        area = _area(x)
         y, mean, rstd = torch.ops.aten.native_group_norm(x, weight, bias, size, channels, area, groups, eps)
         ctx.save_for_backward(SENTINEL, x, weight, mean, rstd)
         ctx.settings = groups, layout, weight_slot, bias_slot
@@ -143,7 +143,7 @@ class GroupNormFunction(torch.autograd.Function):
             folded,
             1,
             size * channels,
-            x.numel() // max(1, size * channels),
+            _area(x),
             size * groups,
             wanted,
         )
@@ -151,6 +151,11 @@ class GroupNormFunction(torch.autograd.Function):
             if slot is not None:
                 slot.record(Dense(layout.totals(gradient.view(size, channels))))
         return None, gradients[0].view(x.shape) if wanted[0] else None, *[None] * 7
+
+
+def _area(x: Tensor) -> int:
+    """How many numbers each channel (N, C, *) has."""
+    return x.numel() // max(1, x.shape[0] * x.shape[1])
 
 
 def _group_norm_gradients(
@@ -167,7 +172,7 @@ def _group_norm_gradients(
         bias_slot.record(Dense(layout.totals(g.flatten(2).sum(2))))
     gradient = None
     if ctx.needs_input_grad[1]:
-        area = x[0, 0].numel()
+        area = _area(x)
         gradient = torch.ops.aten.native_group_norm_backward(
             g.contiguous(), x, mean, rstd, weight, size, channels, area, groups, [True, False, False]
         )[0]

@@ -11,7 +11,7 @@ import warnings
 
 import torch
 
-from tacit.uses.timing import quickest
+from tacit.timing import quickest
 
 ACCURACY = 2e-6
 """The largest relative error of a product that is still float32's own."""

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from tacit.uses.cost import DEFAULT_COSTS, CostModel
+from tacit.timing import quickest
+from tacit.uses.cost import DEFAULT_COSTS, MAPPED, CostModel
 from tacit.uses.numerics import sample_squares
-from tacit.uses.timing import quickest
 
 _RUNS = 5
 
@@ -60,10 +60,9 @@ def measured(device: torch.device, dtype: torch.dtype) -> CostModel:
     for count in (_SMALL, _LARGE):
         block = torch.ones((8, count // 8), device=device, dtype=dtype)
         rates[count] = block.nbytes / quickest(partial(sample_squares, block), _RUNS, device)
-    new = (
-        4 * _LARGE / quickest(lambda: torch.empty(4 * _LARGE, dtype=torch.uint8, device=device).zero_(), _RUNS, device)
-    )
-    return CostModel(flops, max(rates.values()), rates[_LARGE], DEFAULT_COSTS.cache, new)
+    mapped = 2 * MAPPED
+    seconds = quickest(lambda: torch.empty(mapped, dtype=torch.uint8, device=device).zero_(), _RUNS, device)
+    return CostModel(flops, max(rates.values()), rates[_LARGE], DEFAULT_COSTS.cache, mapped / seconds)
 
 
 def cache_folder() -> Path:

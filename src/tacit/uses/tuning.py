@@ -13,9 +13,9 @@ from contextlib import contextmanager
 
 import torch
 
+from tacit.timing import quickest
 from tacit.uses.base import Use
 from tacit.uses.cost import Asked
-from tacit.uses.timing import quickest
 
 Attempt = Callable[[], object]
 
