@@ -176,9 +176,16 @@ def _leave(rank: int, folder: str, what: str, found: Any) -> None:
     dist.destroy_process_group()
 
 
-def _all(function: Any, folder: str, what: str, *settings: Any) -> list[Any]:
-    """What each of the processes found."""
-    torch.multiprocessing.spawn(function, (folder, *settings), nprocs=PROCESSES)
+def _all(function: Any, folder: str, what: str, limit: float, *settings: Any) -> list[Any]:
+    """What each of the processes found; those that have not ended after so many seconds are killed, and it is said."""
+    together = torch.multiprocessing.spawn(function, (folder, *settings), nprocs=PROCESSES, join=False)
+    end = time.monotonic() + limit
+    while not together.join(timeout=1.0):
+        if time.monotonic() > end:
+            for process in together.processes:
+                process.kill()
+                process.join()
+            raise TimeoutError(f"{what}: the processes have not ended after {limit:.0f} seconds")
     return [json.loads(Path(folder, f"{what} {rank}").read_text()) for rank in range(PROCESSES)]
 
 
@@ -186,10 +193,11 @@ def row(name: str, given: argparse.Namespace) -> str:
     """All of one case."""
     with tempfile.TemporaryDirectory() as folder:
         settings = (name, given.rounds, given.steps, given.tiny, given.fsdp)
-        ms, private_ms, ratio, sent, sent_privately = _all(_process, folder, "times", *settings)[0]
+        ms, private_ms, ratio, sent, sent_privately = _all(_process, folder, "times", given.limit, *settings)[0]
         plainly, privately = (
             "/".join(
-                f"{found / 1e6:.0f}" for found in _all(_memory, folder, which, name, given.tiny, given.fsdp, which)
+                f"{found / 1e6:.0f}"
+                for found in _all(_memory, folder, which, given.limit, name, given.tiny, given.fsdp, which)
             )
             for which in ("plain", "private")
         )
@@ -204,6 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=5, help="steps of each in a round")
     parser.add_argument("--tiny", action="store_true", help="tiny models, to test the harness")
     parser.add_argument("--fsdp", action="store_true", help="fully_shard instead of DistributedDataParallel")
+    parser.add_argument("--limit", type=float, default=1800, help="seconds after which processes are killed")
     given = parser.parse_args(arguments)
     head = f"{'case':10} {'plain':>11} {'private':>11} {'ratio':>6} {'bytes':>12} {'private':>12}"
     print(f"{head} {'MB':>9} {'private':>9}", flush=True)
