@@ -123,9 +123,12 @@ def _step(model: nn.Module, optimizer: Any, loader: Any, case: Case) -> Step:
 
 
 def _process(rank: int, folder: str, name: str, rounds: int, steps: int, tiny: bool, fsdp: bool) -> None:
-    """Time of the plain and the private step in alternation, and their bytes."""
     _join(rank, folder, "times")
-    case, sizes = _case(name, tiny)
+    _leave(rank, folder, "times", _times(*_case(name, tiny), rank, rounds, steps, fsdp))
+
+
+def _times(case: Case, sizes: dict[str, Any], rank: int, rounds: int, steps: int, fsdp: bool) -> list[float]:
+    """Time of the plain and the private step in alternation, and their bytes."""
     with quiet():
         both = [make(case, sizes, rank, fsdp) for make in (plain, private)]
         seen = counted(case, sizes, rank, fsdp)
@@ -140,24 +143,28 @@ def _process(rank: int, folder: str, name: str, rounds: int, steps: int, tiny: b
         times = [[sum(step() for _ in range(steps)) / steps for step in both] for _ in range(rounds)]
     ratio = median(mine / other for other, mine in times)
     ms = [1000 * median(column) for column in zip(*times, strict=True)]
-    _leave(rank, folder, "times", [*ms, ratio, *sent])
+    return [*ms, ratio, *sent]
 
 
 def _memory(rank: int, folder: str, name: str, tiny: bool, fsdp: bool, which: str) -> None:
-    """By how many bytes a few steps of one contestant raise the peak of this process."""
     _join(rank, folder, which)
     make = {"plain": plain, "private": private}[which]
+    _leave(rank, folder, which, _raised_peak(lambda: make(*_case(name, tiny), rank, fsdp)))
+
+
+def _raised_peak(make: Callable[[], Step]) -> int:
+    """By how many bytes a few steps of one contestant raise the peak of this process."""
     with quiet():
-        make(*_case(name, tiny), rank, fsdp)()  # imports and compiles what is needed once
+        make()()  # imports and compiles what is needed once
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
-        step = make(*_case(name, tiny), rank, fsdp)
+        step = make()
         dist.barrier()
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         before = resident()
         for _ in range(STEPS):
             step()
-        _leave(rank, folder, which, peak() - before)
+        return peak() - before
 
 
 def _case(name: str, tiny: bool) -> tuple[Case, dict[str, Any]]:
@@ -171,6 +178,9 @@ def _join(rank: int, folder: str, what: str) -> None:
 
 
 def _leave(rank: int, folder: str, what: str, found: Any) -> None:
+    """Once no model is left: DDP's destructor, as the last that holds the group, would wait for gloo's threads and not
+    let go of the interpreter, which these need to let go of a barrier."""
+    gc.collect()
     Path(folder, f"{what} {rank}").write_text(json.dumps(found))
     dist.barrier()  # who leaves first ends the others' connections
     dist.destroy_process_group()

@@ -331,6 +331,58 @@ class TestSharedKey:
             self.numbers(source, (5,))
 
 
+class TestGiven:
+    """A generator on the CPU says where in a cipher's stream each release begins."""
+
+    COUNTS = (10, 5000, 300_001)
+
+    def numbers(self, source, device=CPU, std=1.0):
+        totals = [torch.zeros(count, device=device) for count in self.COUNTS]
+        return torch.cat(add_gaussian_noise(totals, std=std, divisor=1.0, noise=source))
+
+    def source(self, seed=1):
+        return NoiseSource(torch.Generator().manual_seed(seed))
+
+    def test_the_same_for_one_seed_on_any_number_of_threads_and_other_for_each_release(self):
+        sources = self.source(), self.source()
+        one, other = (
+            [with_threads(threads, lambda source=source: self.numbers(source)) for _ in range(2)]
+            for threads, source in zip((1, 3), sources, strict=True)
+        )
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+        drawn = torch.cat([*one, self.numbers(self.source(2))]).double().view(3, -1)
+        correlation = torch.corrcoef(drawn) - torch.eye(3)
+        assert float(correlation.abs().max()) < 5.5 * drawn.shape[1] ** -0.5  # false alarms: 3 pairs, 1e-7
+        assert abs(float(drawn.var()) - 1) < 5.5 * (2 / drawn.numel()) ** 0.5 + 2**-10
+
+    def test_its_state_is_all_there_is_to_a_checkpoint(self):
+        source, resumed = self.source(), self.source(5)
+        self.numbers(source)
+        resumed.load_state_dict(source.state_dict())
+        assert torch.equal(self.numbers(source), self.numbers(resumed))
+
+    def test_the_same_numbers_on_every_device(self, device):
+        on_cpu, there = self.numbers(self.source()), self.numbers(self.source(), torch.device(device))
+        assert float((on_cpu - there.cpu()).abs().max()) <= 2**-10  # a step of the grid
+
+    def test_numbers_are_handed_to_other_devices_whole(self):
+        seen = []
+        jobs = [
+            Job(count, lambda numbers, part: seen.append((numbers.device.type, len(numbers), part)))
+            for count in (3, LARGE)
+        ]
+        self.source().each(jobs, torch.device("meta"))
+        assert seen == [("meta", 3, slice(0, 3)), ("meta", LARGE, slice(0, LARGE))]
+
+    def test_a_forked_process_makes_them_again(self):
+        source = NoiseSource(torch.Generator().manual_seed(1))
+        source.normal(torch.Size((8,)), CPU)
+        theirs = in_a_fork(source)
+        assert len(theirs) == 8
+        again = [source.normal(torch.Size((8,)), CPU) for _ in range(2)]
+        assert torch.equal(theirs, again[1])  # its first try, which fails, has taken the first
+
+
 def in_a_fork(source, count=8):
     """What a forked process draws; nothing if it is refused."""
     reader, writer = os.pipe()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,9 +23,10 @@ class NoiseSource:
 
     Args:
         generator: a generator that makes the noise reproducible, for tests. Whoever knows its seed can subtract
-            the noise, so such a run protects nobody; it is on record in ``reproducible``. Without it, noise on the
-            CPU comes from a cipher keyed by the operating system (`secure`), as on GPUs where Triton is installed
-            (`device`), and noise on other devices from torch's generator there, seeded by the operating system:
+            the noise, so such a run protects nobody; it is on record in ``reproducible``. One on the CPU tells where
+            in a cipher's stream each release begins, for noise on all devices. Without it, noise on the CPU comes from
+            a cipher keyed by the operating system (`secure`), as on GPUs where Triton is installed (`device`), and
+            noise on other devices from torch's generator there, seeded by the operating system:
             ``torch.manual_seed`` has no influence.
         key: a key of 32 bytes that all processes know that hold the same parameters, so that each makes the same noise
             without asking the others. With ``generator`` too, the key came from it, and the noise is reproducible.
@@ -43,7 +45,10 @@ class NoiseSource:
         self._given = generator if key is None else None
         self._key = key
         self._holders = holders
-        self._secure = SecureNormal(None if key is None else derived(key, "noise on the CPU", 16))
+        if self._given is None:
+            self._secure = SecureNormal(None if key is None else derived(key, "noise on the CPU", 16))
+        else:
+            self._secure = SecureNormal(bytes(16), public=True)
         self._ciphers: dict[torch.device, DeviceNormal] = {}
         self._own: dict[torch.device, torch.Generator] = {}
         self._handed_on: dict[str, Any] = {}
@@ -69,7 +74,8 @@ class NoiseSource:
 
     def prepare(self, tensors: Iterable[Tensor]) -> None:
         """Compile what noise for these tensors will need, so that the first step need not."""
-        if self._given is None and sum(value.numel() for value in tensors if value.device.type == "cpu") >= FROM:
+        on_cpu = self._given is None or self._given.device.type == "cpu"
+        if on_cpu and sum(value.numel() for value in tensors if value.device.type == "cpu") >= FROM:
             compiled()
 
     def each(self, jobs: Sequence[Job], device: torch.device) -> None:
@@ -81,14 +87,31 @@ class NoiseSource:
             self._each(jobs, device)
 
     def _each(self, jobs: Sequence[Job], device: torch.device) -> None:
-        if self._given is None and device.type == "cpu":
+        if self._given is not None:
+            self._each_given(jobs, device, self._given)
+        elif device.type == "cpu":
+            self._secure.each(jobs)
+        elif available(device):
+            self._cipher(device).each(jobs)
+        else:
+            self.secure = False
+            if device not in self._own:
+                self._own[device] = self._generator_on(device)
+            _drawn(jobs, device, self._own[device])
+
+    def _each_given(self, jobs: Sequence[Job], device: torch.device, generator: torch.Generator) -> None:
+        if generator.device.type != "cpu":
+            _drawn(jobs, device, generator)
+            return
+        # So many blocks apart that no two releases meet.
+        self._secure.next_block = int(torch.randint(2**63 - 1, (), generator=generator)) << 32
+        if device.type == "cpu":
             self._secure.each(jobs)
             return
-        if self._given is None and available(device):
-            self._cipher(device).each(jobs)
-            return
         for job in jobs:
-            job.finish(self._drawn(job.count, device).double().mul_(job.deviation), slice(0, job.count))
+            out = torch.empty(job.count, dtype=torch.float64)
+            self._secure.each([Job(job.count, partial(_keep, out), job.deviation)])
+            job.finish(out.to(device), slice(0, job.count))
 
     def _cipher(self, device: torch.device) -> DeviceNormal:
         if device not in self._ciphers:
@@ -101,17 +124,8 @@ class NoiseSource:
     def normal(self, shape: torch.Size, device: torch.device) -> Tensor:
         """Return independent standard normal numbers in float64."""
         out = torch.empty(shape.numel(), dtype=torch.float64, device=device)
-        self.each([Job(shape.numel(), lambda numbers, part: _keep(out[part], numbers))], device)
+        self.each([Job(shape.numel(), partial(_keep, out))], device)
         return out.view(shape)
-
-    def _drawn(self, count: int, device: torch.device) -> Tensor:
-        if self._given is not None:
-            drawn = torch.randn(count, generator=self._given, device=self._given.device)
-            return drawn.to(device)
-        self.secure = False
-        if device not in self._own:
-            self._own[device] = self._generator_on(device)
-        return torch.randn(count, generator=self._own[device], device=device)
 
     def _generator_on(self, device: torch.device) -> torch.Generator:
         if self._key is None:
@@ -148,5 +162,11 @@ class NoiseSource:
             self._given.set_state(state["state"])
 
 
-def _keep(out: Tensor, numbers: Tensor) -> None:
-    out.copy_(numbers)
+def _drawn(jobs: Sequence[Job], device: torch.device, generator: torch.Generator) -> None:
+    for job in jobs:
+        drawn = torch.randn(job.count, generator=generator, device=generator.device)
+        job.finish(drawn.to(device).double().mul_(job.deviation), slice(0, job.count))
+
+
+def _keep(out: Tensor, numbers: Tensor, part: slice) -> None:
+    out[part].copy_(numbers)

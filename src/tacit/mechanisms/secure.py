@@ -126,14 +126,16 @@ class SecureNormal:
 
     Args:
         key: 16 bytes, for processes that shall all make the same numbers, to the last bit: each block depends on its
-            number and the key alone, and is made in one thread. Such a source cannot be forked.
+            number and the key alone, and is made in one thread. Such a source cannot be forked,
+        public: unless its key is no secret anyway, and the numbers are made to be made again.
 
     Attributes:
         next_block: the number of the next block; each is used once.
     """
 
-    def __init__(self, key: bytes | None = None) -> None:
+    def __init__(self, key: bytes | None = None, *, public: bool = False) -> None:
         self._key = key
+        self._public = public
         self.next_block = 0
         self._process = -1 if key is None else os.getpid()
         self._streams: list[_Stream] = []
@@ -216,7 +218,7 @@ class SecureNormal:
     def _begin(self) -> None:
         if self._streams and self._process == os.getpid():
             return
-        if self._key is not None and self._process != os.getpid():
+        if self._key is not None and not self._public and self._process != os.getpid():
             raise PrivacyError(
                 "this process was forked from one that trains together with others, and would add the noise that they "
                 "add, too: who has both releases could subtract it. Start processes with spawn, or call "
