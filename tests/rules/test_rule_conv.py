@@ -9,7 +9,18 @@ from torch import nn
 from tacit.errors import PrivacyError
 from tacit.rules import conv as rules
 from tacit.rules.conv import weight_use
-from tacit.uses import TUNER, Dense, Geometry, Layout, Outer, Patches, Room, unfold
+from tacit.uses import (
+    TUNER,
+    Dense,
+    Geometry,
+    Layout,
+    Outer,
+    Patches,
+    Room,
+    gradients_by_patches,
+    row_gradients,
+    unfold,
+)
 
 # torch warns once, from the reference loop.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel lengths:UserWarning")
@@ -124,13 +135,15 @@ def test_patches_that_cancel_are_squared_without_cancellation() -> None:
 
 
 def test_forms_that_need_much_memory_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole gradients are small here, patches are 49 times the input."""
+    """Whole gradients are small here, Gram matrices of the pixels are not."""
     monkeypatch.setattr(rules, "MOST_BYTES", 1000)
-    x, w = torch.randn(2, 3, 30, 30), torch.randn(2, 3, 7, 7)
-    geometry = Geometry((1, 1), (3, 3), (1, 1), 1)
-    tried = dict(TUNER.found)
-    assert isinstance(weight_use(x, torch.randn(2, 2, 30, 30), w, geometry, Layout(2, 0), Room()), Dense)
-    assert tried == TUNER.found
+    monkeypatch.setattr(TUNER, "found", {})
+    rules._planned.cache_clear()
+    x, w = torch.randn(2, 3, 12, 12), torch.randn(2, 3, 3, 3)
+    geometry = Geometry((1, 1), (1, 1), (1, 1), 1)
+    assert isinstance(weight_use(x, torch.randn(2, 2, 12, 12), w, geometry, Layout(2, 0), Room()), Dense)
+    rules._planned.cache_clear()
+    assert all("pixels" not in times for times in TUNER.found.values())
 
 
 @pytest.mark.choice
@@ -141,6 +154,27 @@ def test_similar_batches_share_a_choice() -> None:
         x, g = torch.randn(batch, 11, 5, 5), torch.randn(batch, 5, 5, 5)
         weight_use(x, g, *layer, Layout(batch, 0), Room())
     assert len(TUNER.found) == tried + 1
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("options", [(1, 0, 1), (2, 1, 2), (3, 2, 1)])
+@pytest.mark.parametrize("block", [1, 400, 2**20])
+def test_gradients_by_patches_of_a_few_rows_at_a_time(
+    dims: int, options: tuple[int, int, int], block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tacit.uses.patches.BLOCK", block)
+    torch.manual_seed(0)
+    shape = torch.Size((4, 3, *(3, 2, 2)[:dims]))
+    x = torch.randn(5, 3, *(7, 6, 5)[:dims], dtype=torch.float64)
+    geometry = Geometry(*((each,) * dims for each in options), 1)
+    y = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[dims](x, torch.randn(shape, dtype=x.dtype), None, *options)
+    g = torch.randn_like(y)
+    found = gradients_by_patches(x, g, shape, geometry)
+    torch.testing.assert_close(found, row_gradients(x, g, shape, geometry), rtol=1e-12, atol=1e-12)
+    low = gradients_by_patches(x.bfloat16(), g.bfloat16(), shape, geometry)
+    assert low.dtype == torch.float32  # from products in float32
+    expected = row_gradients(x.bfloat16().double(), g.bfloat16().double(), shape, geometry).float()
+    torch.testing.assert_close(low, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])

@@ -15,7 +15,23 @@ from torch import Tensor
 from tacit.rules.contact import SENTINEL, Contact, Slot, detached, in_own_types, in_type, refuse_double_backward
 from tacit.rules.linear import outer_use
 from tacit.rules.registry import rule_for
-from tacit.uses import TUNER, Dense, Geometry, Layout, Patches, Room, Use, clip_with, gradients, row_gradients, unfold
+from tacit.uses import (
+    TUNER,
+    Dense,
+    Geometry,
+    Layout,
+    Patches,
+    Product,
+    Room,
+    Use,
+    clip_with,
+    costs_of,
+    gradients,
+    gradients_by_patches,
+    row_gradients,
+    unfold,
+    wide_dtype,
+)
 
 GROUPED_POSITIONS, SMALL_PATCH = 256, 64
 """From so many output positions on whole gradients are mostly quickest, but not for patches of so few numbers."""
@@ -99,9 +115,12 @@ def _whole(x: Tensor, g: Tensor, shape: torch.Size, geometry: Geometry, layout: 
 
 
 def _forms(x: Tensor, g: Tensor, shape: torch.Size, geometry: Geometry, layout: Layout) -> dict[str, Callable[[], Use]]:
-    """The forms that a use may take: whole gradients of single samples; patches, copied; input and output gradient."""
+    """The forms that a use may take: whole gradients of single samples, by one convolution or from patches, which
+    are copied for a few samples at a time; all patches, if Gram matrices are better; input and output gradient."""
 
     def unfolded() -> Use:
+        if layout.samples == len(x) and x.device.type == "cpu" and _whole_is_quicker(x, g, shape):
+            return Dense(gradients_by_patches(x, g, shape, geometry))
         patches, rows = unfold(x, shape[2:], geometry), g.flatten(2).transpose(1, 2)
         return outer_use(_positions(layout, patches), _positions(layout, rows), shape, room=Room())
 
@@ -110,6 +129,13 @@ def _forms(x: Tensor, g: Tensor, shape: torch.Size, geometry: Geometry, layout: 
         "unfolded": unfolded,
         "pixels": lambda: Patches(x, g, shape, geometry),
     }
+
+
+def _whole_is_quicker(x: Tensor, g: Tensor, shape: torch.Size) -> bool:
+    """Whether a product with patches is predicted to be better whole than by Gram matrices."""
+    dtype = wide_dtype(x)
+    product = Product(len(x), prod(g.shape[2:]), prod(shape[1:]), shape[0], dtype.itemsize)
+    return product.positions > 1 and TUNER.pick(costs_of(x.device, dtype).seconds(product)) == "stored"
 
 
 class Plan(NamedTuple):
@@ -133,11 +159,11 @@ def _planned(
     """Plan for tensors of these shapes. Forms that need much more memory than another one are not tried."""
     positions, patch, bytes_each = prod(g[2:]), prod(shape[1:]), dtype.itemsize
     sizes = {"grouped": shape.numel()}
-    if geometry.groups == 1:
-        sizes["unfolded"] = positions * patch
+    apart = samples == x[0] and device == "cpu"
+    if geometry.groups == 1:  # patches of a few samples at a time, or of all
+        sizes["unfolded"] = shape.numel() if apart else positions * patch
     # On a GPU a convolution may run in TF32 where the product of Gram matrices does not: norm and sum would differ.
-    pictures = len(shape) == 4 and samples == x[0] and device == "cpu"
-    if geometry.plain and pictures and positions <= MOST_POSITIONS:
+    if geometry.plain and len(shape) == 4 and apart and positions <= MOST_POSITIONS:
         sizes["pixels"] = 2 * positions**2
     sizes = {name: size * x[0] * bytes_each for name, size in sizes.items()}
     most = max(MOST_BYTES, min(sizes.values()))

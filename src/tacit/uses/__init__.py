@@ -10,7 +10,7 @@ from tacit.uses.join import TableAndHead, join
 from tacit.uses.layout import Layout
 from tacit.uses.numerics import wide, wide_dtype
 from tacit.uses.outer import Gram, Outer
-from tacit.uses.patches import Geometry, Patches, gradients, row_gradients, unfold
+from tacit.uses.patches import Geometry, Patches, gradients, gradients_by_patches, row_gradients, unfold
 from tacit.uses.precision import FullPrecision
 from tacit.uses.rates import costs_of, device_name
 from tacit.uses.room import SHARE, Room, free_memory
@@ -52,6 +52,7 @@ __all__ = [
     "device_name",
     "free_memory",
     "gradients",
+    "gradients_by_patches",
     "join",
     "product_key",
     "row_gradients",

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tacit.uses.base import Use, zero_samples
 from tacit.uses.dense import Dense
-from tacit.uses.numerics import cancelled, cautious, excessive, out_of_range, sample_squares, sizes, wide
+from tacit.uses.formed import BLOCK
+from tacit.uses.numerics import cancelled, cautious, excessive, out_of_range, sample_squares, sizes, wide, wide_dtype
 from tacit.uses.units import Units
 
 
@@ -136,18 +137,38 @@ def row_gradients(x: Tensor, g: Tensor, shape: Sequence[int], geometry: Geometry
     return found.view(size, *shape)  # type: ignore[no-any-return]
 
 
+def gradients_by_patches(x: Tensor, g: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
+    """Weight gradient of each row, (N, *shape), in float32 at least: products with the patches, which are copied for a
+    few rows at a time and stay in the cache. Of a convolution without groups."""
+    rows, kernel, dtype = len(x), shape[2:], wide_dtype(x)
+    out = torch.empty((rows, shape[0], prod(shape[1:])), dtype=dtype, device=x.device)
+    some = max(1, BLOCK // (prod(g.shape[2:]) * out.shape[2] * dtype.itemsize))
+    for start in range(0, rows, some):
+        part = slice(start, start + some)
+        rows_g, windows = wide(g[part]).flatten(2), _windows(wide(x[part]), kernel, geometry)
+        patches = windows.reshape(len(rows_g), -1, rows_g.shape[2])
+        torch.bmm(rows_g, patches.transpose(1, 2), out=out[part])
+    return out.view(rows, *shape)
+
+
 def unfold(x: Tensor, kernel: Sequence[int], geometry: Geometry) -> Tensor:
     """Copy the patches under the kernel: (N, C, *) → (N, output positions, C · kernel size)."""
+    dims = len(kernel)
+    windows = _windows(x, kernel, geometry)
+    positions = windows.shape[-dims:]
+    return windows.movedim(tuple(range(-dims, 0)), tuple(range(1, 1 + dims))).reshape(len(x), prod(positions), -1)
+
+
+def _windows(x: Tensor, kernel: Sequence[int], geometry: Geometry) -> Tensor:
+    """What each place of the kernel meets: (N, C, *) → (N, C, *kernel, *output positions), a view of ``x``, padded."""
     padding = [width for side in reversed(geometry.padding) for width in (side, side)]
     x = F.pad(x, padding).contiguous() if any(padding) else x.contiguous()
     spatial = range(len(kernel))
     outputs = [(x.shape[2 + i] - geometry.dilation[i] * (kernel[i] - 1) - 1) // geometry.stride[i] + 1 for i in spatial]
     steps = x.stride()
-    size = (x.shape[0], *outputs, x.shape[1], *kernel)
     strides = (
-        steps[0],
-        *(steps[2 + i] * geometry.stride[i] for i in spatial),
-        steps[1],
+        *steps[:2],
         *(steps[2 + i] * geometry.dilation[i] for i in spatial),
+        *(steps[2 + i] * geometry.stride[i] for i in spatial),
     )
-    return x.as_strided(size, strides).reshape(x.shape[0], prod(outputs), -1)
+    return x.as_strided((*x.shape[:2], *kernel, *outputs), strides)
