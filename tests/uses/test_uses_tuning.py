@@ -27,6 +27,21 @@ def test_the_quickest_is_kept_for_its_key(monkeypatch):
     assert len(calls) == 2 * tried
 
 
+@pytest.mark.parametrize(("seconds", "calls"), [(0.001, 6), (0.1, 2)])
+def test_short_attempts_are_made_more_often(monkeypatch, seconds, calls):
+    now, made = [0.0], []
+
+    def attempt():
+        made.append(1)
+        now[0] += seconds
+
+    monkeypatch.setattr("tacit.timing.time.perf_counter", lambda: now[0])
+    tuner = Tuner()
+    tuner.measure("a", {"one": attempt})
+    assert tuner.found["a"]["one"] == pytest.approx(1000 * seconds)
+    assert len(made) == calls
+
+
 def test_one_way_only_is_not_tried():
     def fail():
         raise AssertionError
