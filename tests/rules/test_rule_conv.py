@@ -134,6 +134,7 @@ def test_patches_that_cancel_are_squared_without_cancellation() -> None:
     torch.testing.assert_close(use.squared_norms(), g.double().sum().square().reshape(1), rtol=1e-6, atol=0)
 
 
+@pytest.mark.choice
 def test_forms_that_need_much_memory_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole gradients are small here, Gram matrices of the pixels are not."""
     monkeypatch.setattr(rules, "MOST_BYTES", 1000)
