@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tacit import PrivacyEngine
-from tacit.errors import ConfigurationError
+from tacit.errors import ConfigurationError, PrivacyError
 
 RECORDS, FEATURES, CLASSES = 9, 4, 3
 
@@ -157,3 +157,53 @@ def test_what_cannot_be_supported_is_refused():
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
     with pytest.raises(ConfigurationError, match="state_dict"):
         copy.deepcopy(optimizer)
+
+
+class Lookahead(torch.optim.Optimizer):
+    """Wraps an optimizer, and is one."""
+
+    def __init__(self, base):
+        super().__init__([p for group in base.param_groups for p in group["params"]], {})
+        self.base = base
+
+    def step(self, closure=None):
+        return self.base.step(closure)
+
+
+class TestAnotherOptimizer:
+    """It would step by clipped sums without noise."""
+
+    def backward(self):
+        model, optimizer, loader, *_ = make(BUILDERS["sgd"])
+        ((x, y),) = list(loader)
+        nn.functional.cross_entropy(model(x), y).backward()
+        return model, optimizer
+
+    def test_over_private_parameters_is_refused(self):
+        model, optimizer = self.backward()
+        with pytest.raises(PrivacyError, match=r"another optimizer \(Adam\) has stepped parameters of a private model"):
+            torch.optim.Adam(model[2].parameters()).step()
+        optimizer.zero_grad()
+        torch.optim.Adam(model[2].parameters()).step()  # nothing is pending
+
+    def test_is_let_be_after_the_release(self):
+        model, optimizer = self.backward()
+        optimizer.step()
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+    def test_over_other_parameters_is_let_be(self):
+        self.backward()
+        other = nn.Linear(2, 2)
+        other(torch.ones(1, 2)).sum().backward()
+        torch.optim.SGD(other.parameters(), lr=0.1).step()
+
+    def test_may_wrap_the_private_one(self):
+        model, optimizer = self.backward()
+        before = model[0].weight.detach().clone()
+        Lookahead(optimizer).step()
+        assert not torch.equal(before, model[0].weight)
+
+    def test_is_let_be_once_the_engine_lets_go(self):
+        model, optimizer = self.backward()
+        optimizer.detach()
+        torch.optim.SGD(model.parameters(), lr=0.1).step()

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tacit.errors import ConfigurationError, PrivacyError
+
+_OWNERS: weakref.WeakValueDictionary[int, PrivateOptimizer] = weakref.WeakValueDictionary()
+"""The private optimizer of each parameter that has one, by the parameter's ``id``."""
+
+
+@cache
+def _watch_all_optimizers() -> None:
+    """After each step of any optimizer of the process ask the owners of what it stepped."""
+    register_optimizer_step_post_hook(_ask_owners)
+
+
+def _ask_owners(stepped: Optimizer, _args: Any, _kwargs: Any) -> None:
+    parameters = (p for group in stepped.param_groups for p in group["params"])
+    for owner in {id(one): one for p in parameters if (one := _OWNERS.get(id(p))) is not None}.values():
+        owner.look_at_step_of(stepped)
 
 
 class PrivateOptimizer(Optimizer):
@@ -24,6 +42,7 @@ class PrivateOptimizer(Optimizer):
         forget: is called when pending sums are thrown away.
         hold: is told whether coming backwards belong to a logical batch that goes on after the next ``step()``.
         stepping: is called when a step begins, of a physical batch or a logical one.
+        awaited: tells whether ``.grad`` holds sums that were not released.
     """
 
     def __init__(
@@ -33,6 +52,7 @@ class PrivateOptimizer(Optimizer):
         forget: Callable[[], None],
         hold: Callable[[bool], None] | None = None,
         stepping: Callable[[], None] | None = None,
+        awaited: Callable[[], bool] = lambda: False,
     ) -> None:
         # Optimizer.__init__ is not called: all that it sets up lives in the wrapped optimizer.
         self.inner = inner
@@ -44,7 +64,24 @@ class PrivateOptimizer(Optimizer):
         self._held = False
         self._accumulating = False
         self._releasing = False
+        self._awaited = awaited
         self._guard = inner.register_step_pre_hook(self._refuse_direct_step)
+        _watch_all_optimizers()
+        _OWNERS.update(dict.fromkeys(self._known, self))
+
+    def look_at_step_of(self, other: Optimizer) -> None:
+        """Refuse to go on after another optimizer has stepped parameters of this one by sums without noise.
+
+        After its step, not before: what wraps this optimizer, and calls its step within its own, is an optimizer, too.
+        """
+        if other is self.inner or other is self or self._held or self._accumulating or not self._awaited():
+            return
+        raise PrivacyError(
+            f"another optimizer ({type(other).__name__}) has stepped parameters of a private model, by clipped sums "
+            "without noise and without accounting: the weights tell of single records now. Throw them away (load a "
+            "checkpoint), and call step() on the optimizer that make_private() returned. An optimizer that is built "
+            "anew goes through make_private(), after detach()."
+        )
 
     def _refuse_direct_step(self, *_: Any) -> None:
         if not self._releasing:
@@ -179,6 +216,8 @@ class PrivateOptimizer(Optimizer):
 
     def detach(self) -> None:
         self._guard.remove()
+        for known in self._known:
+            _OWNERS.pop(known, None)
 
     def _stepped(self) -> set[int]:
         return {id(p) for group in self.inner.param_groups for p in group["params"]}
