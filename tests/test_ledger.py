@@ -49,6 +49,40 @@ def test_runs_over_one_data_set_add_up(tmp_path):
     assert first.get_epsilon(1e-5) == both.get_epsilon(1e-5)  # it is told of what the other has made since
 
 
+def test_engines_that_share_a_ledger_object_count_their_own_passes(tmp_path):
+    """At the same time: a pass of each is two passes over the data."""
+    ledger = Ledger(tmp_path / "a.ledger")
+    runs = [make(ledger=ledger, poisson_sampling=False) for _ in range(2)]
+    for batches in zip(*(loader for *_, loader in runs), strict=True):
+        for (_, model, optimizer, _), batch in zip(runs, batches, strict=True):
+            step(model, optimizer, batch)
+    by_path = create_accountant("pld")
+    by_path.replace([(EpochRelease(1.0, 1), 3), (EpochRelease(1.0, 2), 3)])
+    for engine, *_ in runs:
+        assert engine.get_epsilon(1e-5) == pytest.approx(by_path.get_epsilon(1e-5))
+    assert [run["releases"] for run in ledger.summary()["runs"]] == [3, 3]
+
+
+def test_nobody_writes_between_a_check_and_its_release(tmp_path):
+    """Else several runs would each find that a budget allows for one more, and pass it together."""
+    engine, *_ = make(ledger=tmp_path / "a.ledger")
+    other = sqlite3.connect(tmp_path / "a.ledger", timeout=0, isolation_level=None)
+    seen = []
+
+    def check(release):
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("BEGIN IMMEDIATE")
+        seen.append(release)
+
+    recorder = engine._attached._recorder
+    recorder.record(PoissonRelease(1.0, 1 / 3), check)
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("ROLLBACK")
+    with pytest.raises(ConfigurationError, match="no"):
+        recorder.record(PoissonRelease(1.0, 1 / 3), lambda _: (_ for _ in ()).throw(ConfigurationError("no")))
+    assert len(seen) == Ledger.existing(tmp_path / "a.ledger").releases == 1
+
+
 def test_a_planned_run_counts_what_is_on_record(tmp_path):
     path = tmp_path / "a.ledger"
     _, *parts = make(ledger=path, noise_multiplier=3.0)

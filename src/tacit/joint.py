@@ -127,7 +127,7 @@ def open_ledger(
     opened: list[Ledger] = []
 
     def first() -> tuple[Path, list[tuple[Release, int]]]:
-        book = ledger if isinstance(ledger, Ledger) else Ledger(ledger)
+        book = ledger.again() if isinstance(ledger, Ledger) else Ledger(ledger)
         path, history = book.path.resolve(), book.history()
         missing = counted(accountant.history) - counted(history)
         if accountant.steps and (known != path or missing):

@@ -100,6 +100,10 @@ class Ledger(Numbering):
             raise LedgerError(f"there is no ledger at {path}.")
         return cls(path)
 
+    def again(self) -> Ledger:
+        """The same file, opened once more: for another run, which counts its steps and passes by itself."""
+        return Ledger(self.path, name=self._name)
+
     def begin(self, *, records: int, sampler: str, noise: str, unit: str = "record") -> None:
         """Begin a run.
 
@@ -112,7 +116,7 @@ class Ledger(Numbering):
         Raises:
             LedgerError: the ledger is of another data set, or of other units of privacy, or cannot be written.
         """
-        with self._explained("written"), self._alone():
+        with self._explained("written"), self.alone():
             known = self._file.execute("SELECT format, name, records FROM data_set").fetchone()
             if known is None:
                 data_set = (1, _FORMAT, self._name or "unnamed", records)
@@ -213,14 +217,18 @@ class Ledger(Numbering):
             return self._file.execute(query).fetchall()
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        self._file.execute("BEGIN IMMEDIATE")
+    def alone(self) -> Iterator[None]:
+        """No other run writes meanwhile: what is decided by the history holds for what is written then."""
+        with self._explained("written"):
+            self._file.execute("BEGIN IMMEDIATE")
         try:
             yield
         except BaseException:
-            self._file.execute("ROLLBACK")
+            if self._file.in_transaction:  # a full disk has ended it
+                self._file.execute("ROLLBACK")
             raise
-        self._file.execute("COMMIT")
+        with self._explained("written"):
+            self._file.execute("COMMIT")
 
     @contextmanager
     def _explained(self, verb: str) -> Iterator[None]:

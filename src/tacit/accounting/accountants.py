@@ -34,6 +34,10 @@ class Accountant(ABC):
 
     `record` takes constant time; the work happens in `get_epsilon`, whose results are cached
     until the next release.
+
+    Attributes:
+        lineage: which runs made which releases.
+        replaced: how often another history was put in the place of this one.
     """
 
     name: ClassVar[str]
@@ -45,6 +49,7 @@ class Accountant(ABC):
         self._steps = 0
         self._epsilons: dict[float, float] = {}
         self.lineage = Lineage()
+        self.replaced = 0
 
     @property
     def unit(self) -> str | None:
@@ -197,6 +202,7 @@ class Accountant(ABC):
     def replace(self, history: History) -> None:
         """Take another history in the place of this one, as that of a ledger."""
         self.lineage.take_over(None)
+        self.replaced += 1
         self._history = []
         self._steps = 0
         self._epsilons = {}
