@@ -36,6 +36,9 @@ from tacit.plan import PrivacyPlan
 from tacit.sampling import Draw, DrawLog
 from tacit.uses import Dense, FullPrecision, Together, Use, join, small
 
+_SMALLEST = torch.finfo(torch.float32).tiny
+"""Smaller factors are denormal in float32, and rounded by up to their own size."""
+
 
 @dataclass(frozen=True, slots=True)
 class Factors:
@@ -86,12 +89,16 @@ def clipping_factors(
     kept = finite if real >= samples else finite & (torch.arange(samples, device=finite.device) < real)
     if policy.uniform:
         scaled = factors[0] < 1
-        row = torch.where(kept, factors[0] * scale, 0.0)
-        by_name = dict.fromkeys(squares, row)
+        by_name = dict.fromkeys(squares, _exact(factors[0] * scale, kept))
     else:
         scaled = (factors < 1).any(0)
-        by_name = dict(zip(squares, torch.where(kept, factors * scale, 0.0).unbind(), strict=True))
+        by_name = dict(zip(squares, _exact(factors * scale, kept).unbind(), strict=True))
     return Factors(total, finite, by_name, policy.sensitivity, scaled)
+
+
+def _exact(factors: Tensor, kept: Tensor) -> Tensor:
+    """Factors, and 0 for who contributes nothing: also where float32 would round a factor up by too much."""
+    return torch.where(kept & (factors >= _SMALLEST), factors, 0.0)
 
 
 class ClippedUses:
@@ -310,6 +317,10 @@ class Releaser:
     def clipped_to(self, sensitivity: float) -> None:
         """A physical batch was clipped to this bound; the noise covers the largest of a logical batch."""
         self._pending = max(self._pending, sensitivity)
+
+    def awaited(self) -> bool:
+        """Whether there is a sum that was not released."""
+        return self._pending > 0
 
     def forget(self) -> None:
         """The pending sum was thrown away."""
