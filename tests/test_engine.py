@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tests import small_run
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset, WeightedRandomSampler
 
@@ -843,3 +844,26 @@ def test_inner_optimizer_keeps_its_class_and_state():
     _, _, optimizer, _ = make_private(parts)
     assert isinstance(optimizer, PrivateOptimizer)
     assert optimizer.inner is parts.optimizer
+
+
+@pytest.mark.filterwarnings("ignore:The loop was left in the middle of a logical batch:RuntimeWarning")
+@pytest.mark.parametrize("ahead", [False, True])
+def test_pieces_of_a_batch_that_are_read_ahead_are_refused(ahead):
+    """A piece would be released with the next batch, and a record of both would count twice."""
+    _, model, optimizer, loader = small_run.make(poisson_sampling=False)
+
+    def run(pieces):
+        held = None
+        for piece in pieces:
+            if not ahead:
+                small_run.step(model, optimizer, piece)
+            elif held is not None:
+                small_run.step(model, optimizer, held)
+            held = piece
+
+    with BatchMemoryManager(data_loader=loader, max_physical_batch_size=3, optimizer=optimizer) as pieces:
+        if ahead:
+            with pytest.raises(SamplingError, match="before the first was trained on: its records would be released"):
+                run(pieces)
+        else:
+            run(pieces)

@@ -5,7 +5,10 @@ import json
 import pytest
 import torch
 from tests.small_run import make, train
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from tacit import PrivacyEngine
 from tacit.accounting import epsilon
 from tacit.errors import ConfigurationError
 from tacit.numbers import downward, upward
@@ -86,3 +89,19 @@ def test_the_accountant_stays():
     engine, *_ = make()
     with pytest.raises(AttributeError):
         engine.accountant = None
+
+
+@pytest.mark.parametrize("poisson", [False, True])
+def test_draws_from_a_given_generator_are_said_to_be_known(poisson):
+    """Amplification counts on a secret draw, and on draws that do not come again in other runs."""
+    for generator in (None, torch.Generator().manual_seed(0)):
+        model, engine = nn.Linear(2, 1), PrivacyEngine()
+        engine.make_private(
+            module=model,
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+            data_loader=DataLoader(TensorDataset(torch.randn(8, 2)), batch_size=2, shuffle=True, generator=generator),
+            noise_multiplier=1.0,
+            max_grad_norm=1.0,
+            poisson_sampling=poisson,
+        )
+        assert ("by a generator that was given" in engine.statement(1e-3).text) is (poisson and generator is not None)

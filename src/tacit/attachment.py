@@ -120,7 +120,7 @@ class Attachment:
         )
         self.loader.on_batch = self._look_at
         self.optimizer = PrivateOptimizer(
-            optimizer, self._on_release, self._on_forget, self.averaging.hold, self._on_step
+            optimizer, self._on_release, self._on_forget, self.averaging.hold, self._on_step, self._release.awaited
         )
         self._scale.hold()
 
@@ -216,6 +216,10 @@ class Attachment:
         """Let the accountant know of what other runs have written into the ledger since."""
         self._recorder.catch_up()
 
+    def follow(self) -> None:
+        """The history is another one now, of which the loader knows."""
+        self._recorder.follow()
+
     def coming(self, releases: int, draws: int = 1) -> list[tuple[Release, int]]:
         """What the coming releases will be, from the batch at hand on."""
         at, sampling = self.draws.current, self.plan.sampling
@@ -296,6 +300,12 @@ class Attachment:
         """Where rows are told by their place in the batch, the batch at hand must be the one that was handed out."""
         sampling = self.plan.sampling
         indexed = self.settings.sample_index is not None or sampling.units != sampling.records
+        if self.draws.overtaken and self.loader.managed:
+            raise SamplingError(
+                "a piece of a batch was handed out, and the next one too, before the first was trained on: its records "
+                "would be released with another batch. Iterate the loader in step (no prefetching around it), and "
+                "train on every piece."
+            )
         if self.draws.skipped and (indexed or sampling.padded_size is not None):
             raise SamplingError(
                 "a batch was handed out, and the next one too, before the first was trained on. Whose a row is, or "

@@ -8,6 +8,7 @@ from typing import Any
 
 from tacit.attachment import Attachment
 from tacit.distributed import Group
+from tacit.entropy import system_generator
 from tacit.errors import CheckpointError
 from tacit.sampling import user_generator
 
@@ -35,7 +36,13 @@ def check(saved: Mapping[str, Any], attached: Attachment, path: Path | str) -> N
 
 
 def restore(attached: Attachment, saved: Mapping[str, Any]) -> None:
+    """Go on where the generators were; but draw batches anew where the noise is new, too.
+
+    Epsilon counts on each release's batch being drawn by itself. The batches that were drawn behind the checkpoint,
+    drawn once more, are released once more with other noise.
+    """
     attached.noise.load_state_dict(saved.get("noise", {}))
     source, state = user_generator(attached.loader.source), saved.get("loader")
     if source is not None and state is not None:
-        source.set_state(state)
+        again = attached.noise.reproducible or not attached.loader.sampling.amplified
+        source.set_state(state if again else system_generator().get_state())

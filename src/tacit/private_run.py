@@ -23,7 +23,8 @@ from tacit.explanation import Explanation
 from tacit.first_step import FirstStep
 from tacit.plan import PrivacyPlan, check_number
 from tacit.planning import last_epoch
-from tacit.statement import Statement, make_statement
+from tacit.sampling import user_generator
+from tacit.statement import GIVEN_DRAWS, Statement, make_statement
 from tacit.stats import ClipStats
 
 
@@ -128,6 +129,8 @@ class PrivateRun:
         attached = self._attached
         attached.catch_up()
         ledger = None if attached.ledger is None else attached.ledger.path.name
+        if attached.plan.sampling.amplified and user_generator(attached.loader.source) is not None:
+            not_covered = [GIVEN_DRAWS, *not_covered]
         return make_statement(
             self.accountant,
             attached.plan,
@@ -277,6 +280,7 @@ class PrivateRun:
     def _go_on(self) -> None:
         """Take the history for that of this run from now on: no draws and no epoch of it come again."""
         if self._attachment is not None:
+            self._attachment.follow()
             self._attachment.loader.renew(f"a run that went on after {self.accountant.steps} releases")
             self._attachment.loader.resume(max(last_epoch(self.accountant.history), self._attachment.loader.epoch))
             self._attachment.planned_steps = None

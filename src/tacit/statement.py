@@ -35,6 +35,11 @@ _NOT_COVERED = (
     "What is looked at on the way: training losses, gradient norms, engine.stats.",
     "Other runs on the same data, unless they are in the same ledger: what is made public adds up.",
 )
+GIVEN_DRAWS = (
+    "Draws that are known, or come again: batches are drawn by a generator that was given. ε counts on nobody knowing "
+    "its seed, and on no other run, before or after, beginning from the same one: it would draw the same batches."
+)
+"""Not covered, where batches are drawn at random."""
 
 
 @dataclass(frozen=True, slots=True)

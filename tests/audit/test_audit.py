@@ -9,6 +9,7 @@ Draws and noise come from fixed seeds: what passes once passes always.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -187,9 +188,14 @@ def test_blank_rows_that_count_as_records_are_refused(monkeypatch: pytest.Monkey
         releases(rate=0.2, steps=2, sampling=TruncatedPoissonSampling(CANARIES, 0.2, 10, 2500))
 
 
+def scale_noise(engine: PrivacyEngine, factor: Callable[[], float]) -> None:
+    noise = engine._attached.noise
+    each = noise.each
+    noise.each = lambda jobs, device: each([replace(job, deviation=job.deviation * factor()) for job in jobs], device)
+
+
 def noise_divided_by_microbatches(engine: PrivacyEngine) -> None:
-    draw = engine._attached.noise._drawn
-    engine._attached.noise._drawn = lambda *args: draw(*args) / 4
+    scale_noise(engine, lambda: 1 / 4)
 
 
 def test_noise_that_is_divided_by_the_number_of_microbatches_is_caught() -> None:
@@ -212,9 +218,8 @@ def test_noise_that_is_scaled_by_the_realised_batch_is_caught() -> None:
     """Half of the records are drawn, and so half of the noise."""
 
     def plant(engine: PrivacyEngine) -> None:
-        attached = engine._attached
-        draw = attached.noise._drawn
-        attached.noise._drawn = lambda *args: draw(*args) * attached.draws.current.records / CANARIES / 4
+        draws = engine._attached.draws
+        scale_noise(engine, lambda: draws.current.records / CANARIES / 4)
 
     seen, claimed = releases(rate=0.5, steps=2, plant=plant, noise=1.5)
     assert any_bound(seen) > claimed
@@ -224,8 +229,8 @@ def test_noise_of_one_seed_in_every_step_is_caught() -> None:
     def plant(engine: PrivacyEngine) -> None:
         noise = engine._attached.noise
         state = noise._given.get_state()
-        draw = noise._drawn
-        noise._drawn = lambda *args: (noise._given.set_state(state), draw(*args))[1]
+        each = noise.each
+        noise.each = lambda *args: (noise._given.set_state(state), each(*args))[1]
 
     seen, claimed = releases(rate=0.5, steps=4, plant=plant, noise=3.0)
     assert any_bound(seen, largest_change) > claimed

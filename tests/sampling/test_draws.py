@@ -77,7 +77,9 @@ def test_discard(log):
 
 
 def test_nothing_drawn_is_refused(log):
-    with pytest.raises(SamplingError, match="the original DataLoader was iterated, or a batch made by hand"):
+    with pytest.raises(
+        SamplingError, match="the original DataLoader was iterated, a batch made by hand, or drawn before a checkpoint"
+    ):
         log.take()
 
 
@@ -89,6 +91,19 @@ def test_backward_before_the_first_draw_is_refused_even_if_a_draw_follows(log):
         log.take()
     log.used(0, fresh=True)
     assert log.take() == (Draw(0, 1, 3),)
+
+
+def test_pieces_that_were_overtaken_are_told_apart_from_empty_ones(log):
+    for records, empty in ((4, False), (0, True)):
+        log.drawn(4, 1)
+        log.physical(records)
+        log.physical(2)
+        assert log.skipped
+        assert log.overtaken is not empty
+        log.drawn(4, 2)
+        log.physical(4)
+        assert not log.skipped
+        assert not log.overtaken
 
 
 @pytest.mark.parametrize("backward", [False, True])

@@ -147,6 +147,22 @@ def test_resume_goes_on_counting():
         loader.resume(3)
 
 
+@pytest.mark.parametrize("options", [{}, {"num_workers": 1, "persistent_workers": True}])
+def test_no_iteration_goes_on_when_a_run_is_resumed(options):
+    """Its batches would be counted with those of the pass that has its number."""
+    loader = private(batch_size=4, **options)
+    batches = iter(loader)
+    next(batches)
+    loader.draws.used(1, fresh=True)
+    loader.resume(3)
+    assert loader.draws.current is None
+    assert not loader.draws.contributed
+    with pytest.raises(SamplingError, match="checkpoint was loaded while this iteration"):
+        next(batches)
+    next(iter(loader))
+    assert loader.draws.current.epoch == 4
+
+
 def test_epoch_counts_iterations_that_began():
     loader = private()
     iter(loader)

@@ -7,8 +7,9 @@ from tacit.errors import SamplingError
 
 _NOTHING_DRAWN = (
     "This step would release a gradient although nothing was drawn from the private loader: "
-    "the original DataLoader was iterated, or a batch made by hand. It would be accounted as if "
-    "it had been sampled, and epsilon would not cover it. Iterate the loader that make_private returned."
+    "the original DataLoader was iterated, a batch made by hand, or drawn before a checkpoint was loaded. "
+    "It would be accounted as if it had been sampled, and epsilon would not cover it. Iterate the loader that "
+    "make_private returned."
 )
 
 
@@ -50,7 +51,14 @@ class DrawLog:
         self._handed_out = 0
         self._differentiated = 0
         self._touched = True
+        self._piece = 0
         self._skipped = False
+        self._overtaken = False
+
+    @property
+    def overtaken(self) -> bool:
+        """The same as ``skipped``, but for batches without records."""
+        return self._overtaken
 
     @property
     def skipped(self) -> bool:
@@ -80,7 +88,7 @@ class DrawLog:
     def drawn(self, records: int, epoch: int, place: int = 0) -> None:
         """The loader hands out a new logical batch of ``records`` records, the ``place``-th of its epoch."""
         if self._current is None or self._current.epoch != epoch:
-            self._touched, self._skipped = True, False
+            self._touched, self._skipped, self._overtaken = True, False, False
         self._current = Draw(self._count, epoch, records, place)
         self._count += 1
         self._physical_records = records
@@ -91,7 +99,8 @@ class DrawLog:
     def physical(self, records: int) -> None:
         """The loader hands out ``records`` records of the current logical batch."""
         self._skipped |= not self._touched
-        self._touched = False
+        self._overtaken |= not self._touched and self._piece > 0
+        self._touched, self._piece = False, records
         self._physical_records = records
         # The pieces of one logical batch add up to its records; its first entry stands for the whole.
         self._handed_out = max(self._handed_out, records)
@@ -166,6 +175,13 @@ class DrawLog:
         self._differentiated = 0
         self._undrawn_contribution = False
         self._forget_unreachable()
+
+    def restart(self) -> None:
+        """Forget all draws, as when a checkpoint is loaded: none of before may be released after it."""
+        self._current = None
+        self._physical_records = self._handed_out = 0
+        self._touched, self._skipped, self._overtaken = True, False, False
+        self.discard()
 
     def _forget_unreachable(self) -> None:
         reachable = {draw.index for draw in self._contributions}

@@ -49,6 +49,7 @@ class PrivateLoader(DataLoader[Any]):
         self._purpose = "a run"
         self._epoch = 0
         self._iterations = 0
+        self._resumed = 0
         super().__init__(
             source.dataset,
             batch_sampler=self._sampler,
@@ -82,7 +83,7 @@ class PrivateLoader(DataLoader[Any]):
         self._purpose = purpose
 
     def resume(self, epoch: int) -> None:
-        """Go on counting after ``epoch``, as when training resumes from a checkpoint.
+        """Go on counting after ``epoch``, as when training resumes from a checkpoint. Iterations that go on are over.
 
         Raises:
             ConfigurationError: ``epoch`` is less than the present one; two epochs of one number
@@ -94,6 +95,8 @@ class PrivateLoader(DataLoader[Any]):
                 "one number would be accounted as one. Load the checkpoint before iterating the loader."
             )
         self._epoch = epoch
+        self._resumed += 1
+        self.draws.restart()
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """One epoch of logical batches."""
@@ -106,11 +109,11 @@ class PrivateLoader(DataLoader[Any]):
         Each is entered in ``draws`` when it is handed out, not when a worker prefetches it.
 
         Raises:
-            SamplingError: another iteration took over the persistent workers of this one.
+            SamplingError: another iteration took over the persistent workers of this one, or a checkpoint was loaded.
         """
         self._epoch += 1
         self._iterations += 1
-        epoch, iteration = self._epoch, self._iterations
+        epoch, iteration, resumed = self._epoch, self._iterations, self._resumed
         self._sampler.max_records = max_records
         if self._part.key is not None:
             self._sampler.generator = self._part.generator(epoch, self._purpose)
@@ -124,6 +127,11 @@ class PrivateLoader(DataLoader[Any]):
                     "persistent_workers both share one queue, and batches could not be matched to their "
                     "draws. Finish one loop before the next, or build the DataLoader without "
                     "persistent_workers."
+                )
+            if resumed != self._resumed:
+                raise SamplingError(
+                    "A checkpoint was loaded while this iteration over the loader was going on: its batches would be "
+                    "counted with those of another pass. Iterate the loader anew."
                 )
             try:
                 batch = next(batches)
