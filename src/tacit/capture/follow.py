@@ -168,12 +168,12 @@ def follow(
     if len(sources) > 1:
         args, again = _apart(args)
     found: Mark | None = None
-    lost: Mark | None = None
+    without: Mark | None = None
     try:
         for source in (*sources, *again):
             mark = _seen_from(function, source, args, kwargs, out)
             if mark.layout is None:
-                lost = mark if lost is None or mark.mixed else lost
+                without = mark if without is None else _worse(without, mark)
                 continue
             if found is not None and mark.layout != found.layout and mark.layout.samples == 1 and out.numel() > 0:
                 mark = Mark(Layout(1, 0, inner=out.shape[0]))
@@ -184,7 +184,15 @@ def follow(
         return None
     except MixedRowsError:
         return Mark(None, lost=_name(function), mixed=True)
-    return found if lost is None else lost
+    if found is not None and without is not None and without.reduced:
+        return Mark(None, lost=_name(function))
+    return found if without is None else without
+
+
+def _worse(one: Mark, other: Mark) -> Mark:
+    """Of two operands without rows the one that says most about the output: it is a sum only if both are."""
+    ranks = [2 if mark.mixed else 0 if mark.reduced else 1 for mark in (one, other)]
+    return other if ranks[1] > ranks[0] else one
 
 
 def _kept(
