@@ -293,8 +293,3 @@ def without_last(_f: Any, source: Tensor, layout: Layout, _args: Any, _kwargs: A
 def outer(_f: Any, source: Tensor, layout: Layout, args: Any, _kwargs: Any, _out: Tensor) -> Layout | None:
     """``outer(x, y)``: the rows are the first operand's."""
     return layout.at(0 if source is args[0] else 1)
-
-
-def loss(_f: Any, _source: Tensor, layout: Layout, _args: Any, _kwargs: Any, out: Tensor) -> Layout | None:
-    """Losses of (N, C, …) against (N, …) without a reduction: one for each target."""
-    return layout if layout.dim == 0 and out.dim() > 0 and layout.fits(out.shape) else None

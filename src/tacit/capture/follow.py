@@ -17,9 +17,11 @@ from torch import Tensor
 from tacit.capture import families, routed, rowwise
 from tacit.capture.families import Follower, MixedRowsError, NotBatchError
 from tacit.capture.indexing import follow_index, follow_narrow
+from tacit.capture.loss_rows import FOLLOWERS as LOSS_FOLLOWERS
+from tacit.capture.loss_rows import LOSSES, unreduced
 from tacit.capture.marks import Mark, mark_of, set_mark
 from tacit.capture.pointwise import POINTWISE
-from tacit.capture.reductions import follow_reduced, reduces
+from tacit.capture.reductions import follow_reduced, sums
 from tacit.rules.registry import methods
 from tacit.uses import Layout
 
@@ -66,7 +68,6 @@ _FAMILIES: list[tuple[Follower, str]] = [
         "adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices "
         "fractional_max_pool2d_with_indices fractional_max_pool3d_with_indices",
     ),
-    (families.loss, "cross_entropy nll_loss"),
     (families.trailing, "layer_norm rms_norm native_layer_norm"),
     (families.padded, "pad constant_pad_nd"),
     (
@@ -114,6 +115,7 @@ def _table() -> dict[Callable[..., Any], Follower]:
     table[F.pairwise_distance] = table[torch.pairwise_distance] = families.compared
     table[F.unfold] = table[F.fold] = families.folded
     table[F.embedding_bag] = rowwise.bags
+    table |= LOSS_FOLLOWERS
     return table
 
 
@@ -154,39 +156,65 @@ def follow(
     Returns:
         The mark, or None if the output does not depend on the values of the batch.
     """
-    kept = _kept(function, sources, args, kwargs, out)
-    if kept is not None:
-        return kept
-    if function is Tensor.__getitem__:
-        sources = [args[0]] if mark_of(args[0]) is not None else sources
-    elif function in _BY_NUMBER:  # the numbers only say which rows
-        numbers = kwargs.get("index", args[2] if len(args) > 2 else None)
-        sources = [source for source in sources if source is not numbers] or sources
-    elif function in _BY_LENGTHS:
-        sources = [source for source in sources if source is not args[1]] or sources
+    if function not in LOSSES or out.dim() > 0:
+        return _kept(function, sources, args, kwargs, out) or _followed(function, sources, args, kwargs, out)
+    losses = unreduced(function, args, kwargs)
+    if losses is None:
+        return Mark(None, lost=_name(function), mixed=True)
+    mark = _followed(function, sources, args, kwargs, losses)
+    if mark is None or mark.layout is None:
+        return mark
+    return Mark(None, lost=_name(function), reduced=mark.layout.samples > 1)
+
+
+def _followed(
+    function: Callable[..., Any], sources: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor
+) -> Mark | None:
+    """The long way: the output as each operand sees it."""
+    sources = _with_a_say(function, sources, args, kwargs)
     again: list[Tensor] = []
     if len(sources) > 1:
         args, again = _apart(args)
-    found: Mark | None = None
-    without: Mark | None = None
     try:
-        for source in (*sources, *again):
-            mark = _seen_from(function, source, args, kwargs, out)
-            if mark.layout is None:
-                without = mark if without is None else _worse(without, mark)
-                continue
-            if found is not None and mark.layout != found.layout and mark.layout.samples == 1 and out.numel() > 0:
-                mark = Mark(Layout(1, 0, inner=out.shape[0]))
-            elif found is not None and mark.layout != found.layout:
-                return Mark(None, lost=_name(function), mixed=True)
-            found = mark
+        return _agreed(function, [*sources, *again], args, kwargs, out)
     except NotBatchError:
         return None
     except MixedRowsError:
         return Mark(None, lost=_name(function), mixed=True)
-    if found is not None and without is not None and without.reduced:
-        return Mark(None, lost=_name(function))
-    return found if without is None else without
+
+
+def _with_a_say(
+    function: Callable[..., Any], sources: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Sequence[Tensor]:
+    """The operands whose layouts say where the output's is; the others' are looked at by the followers."""
+    if function is Tensor.__getitem__:
+        return [args[0]] if mark_of(args[0]) is not None else sources
+    if function in _BY_NUMBER:  # the numbers only say which rows
+        numbers = kwargs.get("index", args[2] if len(args) > 2 else None)
+        return [source for source in sources if source is not numbers] or sources
+    if function in _BY_LENGTHS:
+        return [source for source in sources if source is not args[1]] or sources
+    return sources
+
+
+def _agreed(function: Callable[..., Any], sources: Sequence[Tensor], args: Any, kwargs: Any, out: Tensor) -> Mark:
+    """What all operands say of the output."""
+    found: Mark | None = None
+    without: Mark | None = None
+    for source in sources:
+        mark = _seen_from(function, source, args, kwargs, out)
+        if mark.layout is None:
+            without = mark if without is None else _worse(without, mark)
+            continue
+        if found is not None and mark.layout != found.layout and mark.layout.samples == 1 and out.numel() > 0:
+            mark = Mark(Layout(1, 0, inner=out.shape[0]))
+        elif found is not None and mark.layout != found.layout:
+            raise MixedRowsError
+        found = mark
+    if without is not None:
+        return Mark(None, lost=_name(function)) if found is not None and without.reduced else without
+    assert found is not None
+    return found
 
 
 def _worse(one: Mark, other: Mark) -> Mark:
@@ -266,7 +294,7 @@ def _seen_from(function: Callable[..., Any], source: Tensor, args: Any, kwargs: 
     if layout is mark.layout and layout.fits(out.shape) and pointer == mark.pointer:
         return mark
     if layout is None or not layout.fits(out.shape):
-        reduced = layout is None and mark.layout.samples > 1 and reduces(function, out)
+        reduced = layout is None and mark.layout.samples > 1 and sums(function)
         return Mark(None, lost=_name(function), reduced=reduced)
     return Mark(layout, pointer=pointer)
 

@@ -19,7 +19,7 @@ from tacit.capture.derived import is_derived, note_derived, note_made, unseen_er
 from tacit.capture.follow import VIEW_GETTERS, follow
 from tacit.capture.frames import in_autograd_function, in_reentrant_checkpoint
 from tacit.capture.losses import COUPLING, uncoupled_mean
-from tacit.capture.marks import Mark, clear_mark, mark_of, set_mark, tensors_in
+from tacit.capture.marks import clear_mark, mark_of, set_mark, tensors_in
 from tacit.capture.overwritten import Overwritten, stale_error
 from tacit.capture.views import embed_once, note_view
 from tacit.capture.writes import check_written, keeps_aliases, mark_written, moved_error
@@ -115,7 +115,7 @@ class Capture(TorchFunctionMode):
             traced = self.frame is not None and self.frame.traced
             mean = uncoupled_mean(func, args, kwargs, self._describe_module(), traced=traced)
             if mean is not None:
-                set_mark(mean, Mark(None, lost=func.__name__, reduced=True))
+                self._mark_outputs(func, marked, args, kwargs, mean)
                 return mean
         differentiated = bool(trainable) and (torch.is_grad_enabled() or in_reentrant_checkpoint())
         if differentiated or (is_always_rewritten(func) and self.frame is not None):
