@@ -188,7 +188,8 @@ def _with_a_say(
 ) -> Sequence[Tensor]:
     """The operands whose layouts say where the output's is; the others' are looked at by the followers."""
     if function is Tensor.__getitem__:
-        return [args[0]] if mark_of(args[0]) is not None else sources
+        mark = mark_of(args[0])
+        return sources if mark is None or mark.layout is None else [args[0]]
     if function in _BY_NUMBER:  # the numbers only say which rows
         numbers = kwargs.get("index", args[2] if len(args) > 2 else None)
         return [source for source in sources if source is not numbers] or sources

@@ -248,6 +248,8 @@ def _sort(values: Any, marked: list[Tensor], trainable: list[Tensor]) -> None:
                 trainable.append(value)
         elif isinstance(value, (list, tuple)):
             _sort(value, marked, trainable)
+        elif type(value) is slice:
+            _sort((value.start, value.stop, value.step), marked, trainable)
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:

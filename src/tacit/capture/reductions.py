@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tacit.capture.marks import Mark, mark_of, tensors_in
+from tacit.capture.marks import Mark, mark_of, tensors_in, tensors_in_index
 from tacit.rules.registry import methods
 
 _OWNERS = (torch, Tensor, F)
@@ -41,7 +41,8 @@ def follow_reduced(function: Callable[..., Any], source: Tensor, mark: Mark, arg
     others = [value for value in tensors_in((args, kwargs)) if value is not source]
     marks = [mark_of(other) for other in others]
     rows = any(other and other.layout and other.layout.samples > 1 for other in marks)
-    if function in _LINEAR:
+    chosen = function is Tensor.__getitem__ and any(map(mark_of, tensors_in_index(args[1])))
+    if function in _LINEAR and not chosen:
         return Mark(None, lost=mark.lost) if rows else mark
     alone = all(mark_of(value) is None for value in others) and sum(value is source for value in args) < 2
     if alone and (function in _SCALED or (function in _DIVIDED and args and args[0] is source)):
