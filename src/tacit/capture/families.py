@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tacit.capture.marks import mark_of
+from tacit.rules.einsum import spell_out
 from tacit.rules.registry import methods
 from tacit.uses import Layout
 
@@ -155,22 +156,13 @@ def interleave(_f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, 
     return Layout(layout.samples, layout.dim, layout.outer, layout.inner * repeats)
 
 
-def einsum(_f: Any, source: Tensor, layout: Layout, args: Any, _kwargs: Any, out: Tensor) -> Layout | None:
+def einsum(_f: Any, source: Tensor, layout: Layout, args: Any, _kwargs: Any, _out: Tensor) -> Layout | None:
     if not isinstance(args[0], str):
         return None
-    operands = args[1] if isinstance(args[1], (list, tuple)) else args[1:]
-    left, arrow, right = args[0].replace(" ", "").partition("->")
-    terms = left.split(",")
-    term = terms[[operand is source for operand in operands].index(True)]
-    if "..." in left:
-        term, right = term.replace("...", "." * (source.dim() - len(term) + 3)), right.replace("...", ".")
-        right = right.replace(".", "." * (out.dim() - len(right) + 1))
-        if layout.dim < len(term) and term[layout.dim] == ".":
-            return layout if term.startswith(".") and right.startswith(".") else None
-    if not arrow or layout.dim >= len(term):
-        return None
-    letter = term[layout.dim]
-    return layout.at(right.index(letter)) if right.count(letter) == 1 else None
+    operands = list(args[1] if isinstance(args[1], (list, tuple)) else args[1:])
+    terms, result = spell_out(args[0], operands)
+    letter = terms[[operand is source for operand in operands].index(True)][layout.dim]
+    return layout.at(result.index(letter)) if result.count(letter) == 1 else None
 
 
 def matmul(_f: Any, source: Tensor, layout: Layout, args: Any, _kwargs: Any, out: Tensor) -> Layout | None:
