@@ -235,8 +235,8 @@ def along(position: int, default: int | None = None) -> Follower:
         dims = [chosen] if isinstance(chosen, int) else chosen
         if position == 1 and all(isinstance(value, int) for value in args[1:]) and len(args) > 2:
             dims = args[1:]  # x.flip(0, 1)
-        if dims is None or layout.dim in {dim % source.dim() for dim in dims}:
-            return None
+        if not dims or layout.dim in {dim % source.dim() for dim in dims}:
+            return None  # no dimensions are all of them
         return layout if out.dim() == source.dim() and layout.fits(out.shape) else None
 
     return follower
@@ -263,7 +263,7 @@ def added_product(f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any
 
 def compared(f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out: Tensor) -> Layout | None:
     """``cosine_similarity`` and ``pairwise_distance``: two tensors, broadcast, and one dimension summed away."""
-    dims = max(value.dim() for value in args[:2] if isinstance(value, Tensor))
+    dims = max(value.dim() for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
     moved = layout.at(layout.dim + dims - source.dim())
     default = 1 if f.__name__ == "cosine_similarity" else -1
     summed = dim_argument(args, kwargs, 2 if f.__name__ == "cosine_similarity" else 99, default) % dims

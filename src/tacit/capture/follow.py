@@ -87,7 +87,8 @@ _FAMILIES: list[tuple[Follower, str]] = [
     (families.along(2, -1), "topk kthvalue"),
     (families.along(1), "scatter scatter_add scatter_reduce index_fill scatter_ scatter_add_"),
     (families.along(1), "scatter_reduce_ index_fill_ cumsum_ cumprod_"),
-    (families.along(2), "take_along_dim gumbel_softmax"),
+    (families.along(2), "take_along_dim"),
+    (families.along(4, -1), "gumbel_softmax"),
     (
         families.lost,
         "multi_head_attention_forward "
@@ -115,6 +116,7 @@ def _table() -> dict[Callable[..., Any], Follower]:
     table[F.pairwise_distance] = table[torch.pairwise_distance] = families.compared
     table[F.unfold] = table[F.fold] = families.folded
     table[F.embedding_bag] = rowwise.bags
+    table[torch.embedding] = rowwise.looked_up
     table |= LOSS_FOLLOWERS
     return table
 
@@ -174,7 +176,7 @@ def _followed(
     sources = _with_a_say(function, sources, args, kwargs)
     again: list[Tensor] = []
     if len(sources) > 1:
-        args, again = _apart(args)
+        args, kwargs, again = _apart(args, kwargs)
     try:
         return _agreed(function, [*sources, *again], args, kwargs, out)
     except NotBatchError:
@@ -253,7 +255,7 @@ def _kept(
     return first if same and layout.fits(out.shape) else None
 
 
-def _apart(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[Tensor]]:
+def _apart(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], list[Tensor]]:
     """Give an operand that is passed twice (``x @ x``) a second object, so that each role is looked at."""
     seen: set[int] = set()
     again: list[Tensor] = []
@@ -270,7 +272,7 @@ def _apart(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[Tensor]]:
         again.append(copy)
         return copy
 
-    return tuple(separate(value) for value in args), again
+    return tuple(map(separate, args)), {name: separate(value) for name, value in kwargs.items()}, again
 
 
 def _seen_from(function: Callable[..., Any], source: Tensor, args: Any, kwargs: Any, out: Tensor) -> Mark:
