@@ -19,7 +19,7 @@ from tacit.capture.families import Follower, MixedRowsError, NotBatchError
 from tacit.capture.indexing import follow_index, follow_narrow
 from tacit.capture.loss_rows import FOLLOWERS as LOSS_FOLLOWERS
 from tacit.capture.loss_rows import LOSSES, unreduced
-from tacit.capture.marks import Mark, mark_of, set_mark
+from tacit.capture.marks import Mark, mark_of, set_mark, tensors_in
 from tacit.capture.pointwise import POINTWISE
 from tacit.capture.reductions import follow_reduced, sums
 from tacit.rules.registry import methods
@@ -32,7 +32,8 @@ _FAMILIES: list[tuple[Follower, str]] = [
     (families.permute, "transpose swapaxes swapdims permute movedim moveaxis t adjoint transpose_ t_"),
     (families.right, "expand expand_as broadcast_to"),
     (families.repeated, "repeat tile"),
-    (families.constant, "new new_zeros new_ones new_empty new_full new_tensor size numel dim stride"),
+    (families.constant, "new_zeros new_ones new_empty size numel dim stride"),
+    (families.copied, "new new_full new_tensor"),
     (
         families.reduce,
         "sum mean amax amin max min argmax argmin prod norm logsumexp std var any all median nansum nanmean "
@@ -129,6 +130,7 @@ _KEEP_POINTERS = frozenset(
         *_OWNERS,
     )
 )
+_NEW = frozenset([Tensor.new, Tensor.new_full, Tensor.new_tensor])
 _BY_LENGTHS = frozenset([torch._pack_padded_sequence, torch._pad_packed_sequence])
 _BY_NUMBER = frozenset(methods("index_add index_add_ index_copy index_copy_ index_select".split(), *_OWNERS))
 VIEW_GETTERS: dict[Callable[..., Any], Callable[..., Any]] = {
@@ -174,6 +176,8 @@ def _followed(
 ) -> Mark | None:
     """The long way: the output as each operand sees it."""
     sources = _with_a_say(function, sources, args, kwargs)
+    if not sources:
+        return None
     again: list[Tensor] = []
     if len(sources) > 1:
         args, kwargs, again = _apart(args, kwargs)
@@ -195,6 +199,10 @@ def _with_a_say(
     if function in _BY_NUMBER:  # the numbers only say which rows
         numbers = kwargs.get("index", args[2] if len(args) > 2 else None)
         return [source for source in sources if source is not numbers] or sources
+    if function in _NEW:  # the first operand lends its type only, and a size is none of the numbers
+        numbers = args[2:] if function is Tensor.new_full else args[1:]
+        named = {name: value for name, value in kwargs.items() if name != "size"}
+        return [value for value in tensors_in((numbers, named)) if mark_of(value) is not None]
     if function in _BY_LENGTHS:
         return [source for source in sources if source is not args[1]] or sources
     return sources

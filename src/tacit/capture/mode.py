@@ -87,7 +87,7 @@ class Capture(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _ASKS:
             return func(*args, **kwargs)
-        if func in _FACTORIES:  # the batch may say how large, at most
+        if func in _FACTORIES and not _counts_from(func, args, kwargs):  # the batch may say how large, at most
             return note_made(func(*args, **kwargs))
         if self._overwritten and self._overwritten.are_read(func, args, kwargs):
             self._refuse(stale_error(func, self._describe_module()), [])
@@ -232,6 +232,14 @@ class Capture(TorchFunctionMode):
             refuse_batch_statistics(where, given.get("running_mean") if own else None, training=False)
         else:
             refuse_batch_statistics(where, None, training=bool(given.get("training", False)))
+
+
+def _counts_from(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the batch says with what a range begins, or its steps, which are numbers of it."""
+    if func is not torch.arange:
+        return False
+    start = args[:1] if len(args) > 1 or "end" in kwargs else ()
+    return any(map(mark_of, (*start, *args[2:], kwargs.get("start"), kwargs.get("step"))))
 
 
 def _only_asks(func: Callable[..., Any]) -> bool:
