@@ -89,3 +89,37 @@ def test_constants_and_own_numbers_stay(name):
     torch.testing.assert_close(norms, expected.norms)
     for key, value in expected.sums.items():
         torch.testing.assert_close(sums[key], value)
+
+
+def set_constant(h, *source):
+    constant = torch.zeros(4, dtype=torch.float64)
+    constant.set_(*source)
+    return h * constant
+
+
+UNSEEN = {
+    "Parameter": lambda m, h: h * nn.Parameter(stat(h), requires_grad=False),
+    "Parameter, named": lambda m, h: h * nn.Parameter(data=stat(h), requires_grad=False),
+    "Parameter of a part": lambda m, h: h * nn.Parameter(stat(h)[1:2], requires_grad=False),
+    "Parameter of one sample": lambda m, h: h * nn.Parameter(h.detach()[0], requires_grad=False),
+    "Parameter with a gradient": lambda m, h: h * nn.Parameter(stat(h)),
+    "Parameter of a sum": lambda m, h: h * nn.Parameter(h.detach().sum(), requires_grad=False),
+    "Parameter, changed": lambda m, h: h * (nn.Parameter(stat(h), requires_grad=False) + 1),
+    "subclass": lambda m, h: h * torch.Tensor._make_subclass(torch.Tensor, stat(h)),
+    "legacy constructor": lambda m, h: h * torch.DoubleTensor(stat(h)),
+    "set_ of a constant": lambda m, h: set_constant(h, stat(h)),
+    "set_ of a buffer": lambda m, h: h * m.kept.set_(stat(h)),
+    "set_ of a storage": lambda m, h: set_constant(h, stat(h).untyped_storage(), 0, (4,), (1,)),
+    "set_ of numbers": lambda m, h: h * torch.zeros(4, dtype=torch.int64).set_(h.argmax(0)),
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_nor_are_tensors_in_the_memory_of_statistics(name):
+    with pytest.raises(PrivacyError):
+        clipped(UNSEEN[name])
+
+
+def test_constants_of_which_the_batch_picks_a_view_stay():
+    norms, _ = clipped(lambda m, h: (m.kept[(h.detach().mean() > 9).long()], h + m.kept)[1])
+    assert bool((norms > 0).all())

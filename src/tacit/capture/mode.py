@@ -89,7 +89,7 @@ class Capture(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in _FACTORIES and not _counts_from(func, args, kwargs):  # the batch may say how large, at most
             return note_made(func(*args, **kwargs))
-        if self._overwritten and self._overwritten.are_read(func, args, kwargs):
+        if self._overwritten and self._overwritten.are_read(func, args, kwargs, apart=bool(self.apart)):
             self._refuse(stale_error(func, self._describe_module()), [])
         if self.apart:
             if self.apart != "off":
@@ -209,6 +209,8 @@ class Capture(TorchFunctionMode):
                 clear_mark(value)
             elif mark is not known:
                 set_mark(value, mark)
+                if mark.layout is None:
+                    self._overwritten.watch(value)
         for target, mark in zip(targets, before, strict=True):
             if not keeps_aliases(func, target, mark, marked):
                 self._refuse(moved_error(func, self._describe_module()), [])
