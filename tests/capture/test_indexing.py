@@ -6,6 +6,8 @@ from torch import Tensor
 
 from tacit.capture.families import MixedRowsError
 from tacit.capture.indexing import follow_index, follow_narrow
+from tacit.errors import PrivacyError
+from tacit.testing import private_gradients
 from tacit.uses import Layout
 
 B = Layout(3, 0)
@@ -155,3 +157,69 @@ def test_narrow_select_and_index_select() -> None:
     assert picked.owners().tolist() == [1, 0, 2]
     with pytest.raises(MixedRowsError):
         narrowed(torch.index_select, MIDDLE, dim=1, index=torch.tensor([1, 0]))
+
+
+class Picking(torch.nn.Module):
+    def __init__(self, pick: Any) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 4)
+        self.pick = pick
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.pick(self.layer(x), x)
+        return found
+
+
+def clipped(pick: Any) -> Any:
+    torch.manual_seed(0)
+    return private_gradients(
+        Picking(pick), lambda m, b: m(b).sum(), torch.randn(5, 3), max_grad_norm=1.0, loss_reduction="sum"
+    )
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        lambda h, x: h.sum(0).argmax() % 2,
+        lambda h, x: h.detach().sum(0).argmax() % 2,
+        lambda h, x: x.long().sum().to(torch.int64).abs() % 2,
+        lambda h, x: x.abs().long().sum() % 1,
+        lambda h, x: x.abs().long().sum() * 0,
+        lambda h, x: (x.mean(0) > 9).long()[0],
+        lambda h, x: x.argmax(1) % 2,
+        lambda h, x: (slice(None, x.abs().long().max() + 1),),
+        lambda h, x: (slice(x.abs().long().max() * 0, None),),
+    ],
+)
+@pytest.mark.parametrize(
+    "sums",
+    [
+        lambda h: h.sum(0),
+        lambda h: h.mean(0),
+        lambda h: torch.stack([h.sum(), -h.sum()]),
+        lambda h: torch.cat([h.sum()[None], h.square().sum()[None]]),
+    ],
+)
+def test_sums_are_not_picked_by_the_batch(sums: Any, number: Any) -> None:
+    with pytest.raises(PrivacyError):
+        clipped(lambda h, x: sums(h)[number(h, x)].sum())
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        lambda x: slice(None, x.abs().long().max() + 1),
+        lambda x: slice((x.mean() > 9).long(), None),
+        lambda x: slice(None, None, (x.mean() > 9).long() + 1),
+    ],
+)
+@pytest.mark.parametrize("read", [lambda h, s: h[:, s], lambda h, s: h * torch.arange(4.0)[s].sum()])
+def test_no_slice_ends_where_the_batch_says(read: Any, bounds: Any) -> None:
+    with pytest.raises(PrivacyError):
+        clipped(lambda h, x: read(h, bounds(x)))
+
+
+@pytest.mark.parametrize("index", [0, -1, torch.tensor(1), slice(None, 1), torch.tensor([0, 0])])
+def test_sums_may_be_picked_by_constants(index: Any) -> None:
+    norms, _ = clipped(lambda h, x: torch.stack([h.sum(), -h.sum()])[index].sum())
+    assert bool((norms > 0).all())

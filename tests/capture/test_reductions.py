@@ -59,3 +59,43 @@ def test_nor_is_it_one_of_a_compiled_model(function):
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     with pytest.raises(LayoutError, match="which of its numbers belong to which sample"):
         compiled(torch.randn(5, 3))
+
+
+LOST = [
+    lambda h: (h.T @ h).square().sum(),
+    lambda h: (1 - h.std(0)).relu().mean(),
+    lambda h: h.logsumexp(0).sum(),
+    lambda h: h.sort(0).values[0].sum(),
+    lambda h: h.T.cov().square().sum(),
+    lambda h: torch.pdist(h).sum(),
+]
+SUMS = [
+    lambda a, b: a + b,
+    lambda a, b: a - 0.1 * b,
+    lambda a, b: torch.add(a, b, alpha=2.0),
+    lambda a, b: a.clone().add_(b),
+    lambda a, b: sum([a, b]),
+    lambda a, b: torch.stack([a, b]).sum(),
+    lambda a, b: torch.cat([a[None], b[None]]).mean(),
+    lambda a, b: torch.cat([a[None], a[None], b[None], a[None]])[1:].sum(),
+]
+
+
+@pytest.mark.parametrize("together", SUMS)
+@pytest.mark.parametrize("term", LOST)
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_loss_that_is_added_to_one_over_pairs_is_none(together, term, swapped):
+    """In any order: what is lost is not made a sum by the sum that it is added to."""
+
+    def function(h):
+        terms = (term(h), h.square().mean()) if swapped else (h.square().mean(), term(h))
+        return together(*terms)
+
+    with pytest.raises(PrivacyError):
+        clipped(function, loss=lambda out: out)
+
+
+@pytest.mark.parametrize("together", SUMS)
+def test_sums_of_sums_are_losses(together):
+    norms, _ = clipped(lambda h: together(h.square().mean(), h.abs().sum() / 5), loss=lambda out: out)
+    assert bool((norms > 0).all())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tacit.capture.marks import mark_of
+from tacit.rules.einsum import spell_out
 from tacit.rules.registry import methods
 from tacit.uses import Layout
 
@@ -60,6 +61,11 @@ def left(_f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out: T
 
 def constant(*_: Any) -> Layout | None:
     raise NotBatchError
+
+
+def copied(_f: Any, source: Tensor, layout: Layout, _args: Any, _kwargs: Any, out: Tensor) -> Layout | None:
+    """New tensors with the numbers of others."""
+    return layout if source.shape == out.shape else None
 
 
 class MixedRowsError(Exception):
@@ -155,22 +161,13 @@ def interleave(_f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, 
     return Layout(layout.samples, layout.dim, layout.outer, layout.inner * repeats)
 
 
-def einsum(_f: Any, source: Tensor, layout: Layout, args: Any, _kwargs: Any, out: Tensor) -> Layout | None:
+def einsum(_f: Any, source: Tensor, layout: Layout, args: Any, _kwargs: Any, _out: Tensor) -> Layout | None:
     if not isinstance(args[0], str):
         return None
-    operands = args[1] if isinstance(args[1], (list, tuple)) else args[1:]
-    left, arrow, right = args[0].replace(" ", "").partition("->")
-    terms = left.split(",")
-    term = terms[[operand is source for operand in operands].index(True)]
-    if "..." in left:
-        term, right = term.replace("...", "." * (source.dim() - len(term) + 3)), right.replace("...", ".")
-        right = right.replace(".", "." * (out.dim() - len(right) + 1))
-        if layout.dim < len(term) and term[layout.dim] == ".":
-            return layout if term.startswith(".") and right.startswith(".") else None
-    if not arrow or layout.dim >= len(term):
-        return None
-    letter = term[layout.dim]
-    return layout.at(right.index(letter)) if right.count(letter) == 1 else None
+    operands = list(args[1] if isinstance(args[1], (list, tuple)) else args[1:])
+    terms, result = spell_out(args[0], operands)
+    letter = terms[[operand is source for operand in operands].index(True)][layout.dim]
+    return layout.at(result.index(letter)) if result.count(letter) == 1 else None
 
 
 def matmul(_f: Any, source: Tensor, layout: Layout, args: Any, _kwargs: Any, out: Tensor) -> Layout | None:
@@ -243,8 +240,8 @@ def along(position: int, default: int | None = None) -> Follower:
         dims = [chosen] if isinstance(chosen, int) else chosen
         if position == 1 and all(isinstance(value, int) for value in args[1:]) and len(args) > 2:
             dims = args[1:]  # x.flip(0, 1)
-        if dims is None or layout.dim in {dim % source.dim() for dim in dims}:
-            return None
+        if not dims or layout.dim in {dim % source.dim() for dim in dims}:
+            return None  # no dimensions are all of them
         return layout if out.dim() == source.dim() and layout.fits(out.shape) else None
 
     return follower
@@ -271,7 +268,7 @@ def added_product(f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any
 
 def compared(f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out: Tensor) -> Layout | None:
     """``cosine_similarity`` and ``pairwise_distance``: two tensors, broadcast, and one dimension summed away."""
-    dims = max(value.dim() for value in args[:2] if isinstance(value, Tensor))
+    dims = max(value.dim() for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
     moved = layout.at(layout.dim + dims - source.dim())
     default = 1 if f.__name__ == "cosine_similarity" else -1
     summed = dim_argument(args, kwargs, 2 if f.__name__ == "cosine_similarity" else 99, default) % dims
@@ -293,8 +290,3 @@ def without_last(_f: Any, source: Tensor, layout: Layout, _args: Any, _kwargs: A
 def outer(_f: Any, source: Tensor, layout: Layout, args: Any, _kwargs: Any, _out: Tensor) -> Layout | None:
     """``outer(x, y)``: the rows are the first operand's."""
     return layout.at(0 if source is args[0] else 1)
-
-
-def loss(_f: Any, _source: Tensor, layout: Layout, _args: Any, _kwargs: Any, out: Tensor) -> Layout | None:
-    """Losses of (N, C, …) against (N, …) without a reduction: one for each target."""
-    return layout if layout.dim == 0 and out.dim() > 0 and layout.fits(out.shape) else None

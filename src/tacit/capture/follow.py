@@ -17,9 +17,11 @@ from torch import Tensor
 from tacit.capture import families, routed, rowwise
 from tacit.capture.families import Follower, MixedRowsError, NotBatchError
 from tacit.capture.indexing import follow_index, follow_narrow
-from tacit.capture.marks import Mark, mark_of, set_mark
+from tacit.capture.loss_rows import FOLLOWERS as LOSS_FOLLOWERS
+from tacit.capture.loss_rows import LOSSES, unreduced
+from tacit.capture.marks import Mark, mark_of, set_mark, tensors_in
 from tacit.capture.pointwise import POINTWISE
-from tacit.capture.reductions import follow_reduced, reduces
+from tacit.capture.reductions import follow_reduced, sums
 from tacit.rules.registry import methods
 from tacit.uses import Layout
 
@@ -30,7 +32,8 @@ _FAMILIES: list[tuple[Follower, str]] = [
     (families.permute, "transpose swapaxes swapdims permute movedim moveaxis t adjoint transpose_ t_"),
     (families.right, "expand expand_as broadcast_to"),
     (families.repeated, "repeat tile"),
-    (families.constant, "new new_zeros new_ones new_empty new_full new_tensor size numel dim stride"),
+    (families.constant, "new_zeros new_ones new_empty size numel dim stride"),
+    (families.copied, "new new_full new_tensor"),
     (
         families.reduce,
         "sum mean amax amin max min argmax argmin prod norm logsumexp std var any all median nansum nanmean "
@@ -66,7 +69,6 @@ _FAMILIES: list[tuple[Follower, str]] = [
         "adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices "
         "fractional_max_pool2d_with_indices fractional_max_pool3d_with_indices",
     ),
-    (families.loss, "cross_entropy nll_loss"),
     (families.trailing, "layer_norm rms_norm native_layer_norm"),
     (families.padded, "pad constant_pad_nd"),
     (
@@ -86,7 +88,8 @@ _FAMILIES: list[tuple[Follower, str]] = [
     (families.along(2, -1), "topk kthvalue"),
     (families.along(1), "scatter scatter_add scatter_reduce index_fill scatter_ scatter_add_"),
     (families.along(1), "scatter_reduce_ index_fill_ cumsum_ cumprod_"),
-    (families.along(2), "take_along_dim gumbel_softmax"),
+    (families.along(2), "take_along_dim"),
+    (families.along(4, -1), "gumbel_softmax"),
     (
         families.lost,
         "multi_head_attention_forward "
@@ -114,6 +117,8 @@ def _table() -> dict[Callable[..., Any], Follower]:
     table[F.pairwise_distance] = table[torch.pairwise_distance] = families.compared
     table[F.unfold] = table[F.fold] = families.folded
     table[F.embedding_bag] = rowwise.bags
+    table[torch.embedding] = rowwise.looked_up
+    table |= LOSS_FOLLOWERS
     return table
 
 
@@ -125,6 +130,7 @@ _KEEP_POINTERS = frozenset(
         *_OWNERS,
     )
 )
+_NEW = frozenset([Tensor.new, Tensor.new_full, Tensor.new_tensor])
 _BY_LENGTHS = frozenset([torch._pack_padded_sequence, torch._pad_packed_sequence])
 _BY_NUMBER = frozenset(methods("index_add index_add_ index_copy index_copy_ index_select".split(), *_OWNERS))
 VIEW_GETTERS: dict[Callable[..., Any], Callable[..., Any]] = {
@@ -154,37 +160,78 @@ def follow(
     Returns:
         The mark, or None if the output does not depend on the values of the batch.
     """
-    kept = _kept(function, sources, args, kwargs, out)
-    if kept is not None:
-        return kept
-    if function is Tensor.__getitem__:
-        sources = [args[0]] if mark_of(args[0]) is not None else sources
-    elif function in _BY_NUMBER:  # the numbers only say which rows
-        numbers = kwargs.get("index", args[2] if len(args) > 2 else None)
-        sources = [source for source in sources if source is not numbers] or sources
-    elif function in _BY_LENGTHS:
-        sources = [source for source in sources if source is not args[1]] or sources
+    if function not in LOSSES or out.dim() > 0:
+        return _kept(function, sources, args, kwargs, out) or _followed(function, sources, args, kwargs, out)
+    losses = unreduced(function, args, kwargs)
+    if losses is None:
+        return Mark(None, lost=_name(function), mixed=True)
+    mark = _followed(function, sources, args, kwargs, losses)
+    if mark is None or mark.layout is None:
+        return mark
+    return Mark(None, lost=_name(function), reduced=mark.layout.samples > 1)
+
+
+def _followed(
+    function: Callable[..., Any], sources: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor
+) -> Mark | None:
+    """The long way: the output as each operand sees it."""
+    sources = _with_a_say(function, sources, args, kwargs)
+    if not sources:
+        return None
     again: list[Tensor] = []
     if len(sources) > 1:
-        args, again = _apart(args)
-    found: Mark | None = None
-    lost: Mark | None = None
+        args, kwargs, again = _apart(args, kwargs)
     try:
-        for source in (*sources, *again):
-            mark = _seen_from(function, source, args, kwargs, out)
-            if mark.layout is None:
-                lost = mark if lost is None or mark.mixed else lost
-                continue
-            if found is not None and mark.layout != found.layout and mark.layout.samples == 1 and out.numel() > 0:
-                mark = Mark(Layout(1, 0, inner=out.shape[0]))
-            elif found is not None and mark.layout != found.layout:
-                return Mark(None, lost=_name(function), mixed=True)
-            found = mark
+        return _agreed(function, [*sources, *again], args, kwargs, out)
     except NotBatchError:
         return None
     except MixedRowsError:
         return Mark(None, lost=_name(function), mixed=True)
-    return found if lost is None else lost
+
+
+def _with_a_say(
+    function: Callable[..., Any], sources: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Sequence[Tensor]:
+    """The operands whose layouts say where the output's is; the others' are looked at by the followers."""
+    if function is Tensor.__getitem__:
+        mark = mark_of(args[0])
+        return sources if mark is None or mark.layout is None else [args[0]]
+    if function in _BY_NUMBER:  # the numbers only say which rows
+        numbers = kwargs.get("index", args[2] if len(args) > 2 else None)
+        return [source for source in sources if source is not numbers] or sources
+    if function in _NEW:  # the first operand lends its type only, and a size is none of the numbers
+        numbers = args[2:] if function is Tensor.new_full else args[1:]
+        named = {name: value for name, value in kwargs.items() if name != "size"}
+        return [value for value in tensors_in((numbers, named)) if mark_of(value) is not None]
+    if function in _BY_LENGTHS:
+        return [source for source in sources if source is not args[1]] or sources
+    return sources
+
+
+def _agreed(function: Callable[..., Any], sources: Sequence[Tensor], args: Any, kwargs: Any, out: Tensor) -> Mark:
+    """What all operands say of the output."""
+    found: Mark | None = None
+    without: Mark | None = None
+    for source in sources:
+        mark = _seen_from(function, source, args, kwargs, out)
+        if mark.layout is None:
+            without = mark if without is None else _worse(without, mark)
+            continue
+        if found is not None and mark.layout != found.layout and mark.layout.samples == 1 and out.numel() > 0:
+            mark = Mark(Layout(1, 0, inner=out.shape[0]))
+        elif found is not None and mark.layout != found.layout:
+            raise MixedRowsError
+        found = mark
+    if without is not None:
+        return Mark(None, lost=_name(function)) if found is not None and without.reduced else without
+    assert found is not None
+    return found
+
+
+def _worse(one: Mark, other: Mark) -> Mark:
+    """Of two operands without rows the one that says most about the output: it is a sum only if both are."""
+    ranks = [2 if mark.mixed else 0 if mark.reduced else 1 for mark in (one, other)]
+    return other if ranks[1] > ranks[0] else one
 
 
 def _kept(
@@ -216,7 +263,7 @@ def _kept(
     return first if same and layout.fits(out.shape) else None
 
 
-def _apart(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[Tensor]]:
+def _apart(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], list[Tensor]]:
     """Give an operand that is passed twice (``x @ x``) a second object, so that each role is looked at."""
     seen: set[int] = set()
     again: list[Tensor] = []
@@ -233,7 +280,7 @@ def _apart(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[Tensor]]:
         again.append(copy)
         return copy
 
-    return tuple(separate(value) for value in args), again
+    return tuple(map(separate, args)), {name: separate(value) for name, value in kwargs.items()}, again
 
 
 def _seen_from(function: Callable[..., Any], source: Tensor, args: Any, kwargs: Any, out: Tensor) -> Mark:
@@ -258,7 +305,7 @@ def _seen_from(function: Callable[..., Any], source: Tensor, args: Any, kwargs: 
     if layout is mark.layout and layout.fits(out.shape) and pointer == mark.pointer:
         return mark
     if layout is None or not layout.fits(out.shape):
-        reduced = layout is None and mark.layout.samples > 1 and reduces(function, out)
+        reduced = layout is None and mark.layout.samples > 1 and sums(function)
         return Mark(None, lost=_name(function), reduced=reduced)
     return Mark(layout, pointer=pointer)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tacit.capture.families import MixedRowsError
-from tacit.capture.marks import mark_of
+from tacit.capture.marks import mark_of, tensors_in_index
 from tacit.capture.picking import check_choice, mask_rows, picked
 from tacit.uses import Layout
 
@@ -38,6 +38,8 @@ def _indexed(source: Tensor, layout: Layout, index: tuple[Any, ...]) -> Layout |
             advanced.append((dim, item, at_batch))
             continue
         if isinstance(item, slice):
+            for bound in tensors_in_index(item):
+                check_choice(bound, layout, 0, real=source.is_floating_point())
             if at_batch:
                 found = _sliced(layout, item, dim)
                 if found is None:

@@ -87,6 +87,15 @@ def _collect(value: object, found: list[Tensor]) -> None:
             _collect(getattr(value, field.name), found)
 
 
+def tensors_in_index(index: object) -> list[Tensor]:
+    """Return the tensors in the index of ``x[index]``, also those that are bounds of slices."""
+    if isinstance(index, slice):
+        return tensors_in((index.start, index.stop, index.step))
+    if isinstance(index, (tuple, list)):
+        return [value for item in index for value in tensors_in_index(item)]
+    return tensors_in(index)
+
+
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     """Rebuild nested containers with ``function`` applied to every tensor. Other objects stay as they are."""
     if isinstance(value, Tensor):

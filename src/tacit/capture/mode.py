@@ -19,7 +19,7 @@ from tacit.capture.derived import is_derived, note_derived, note_made, unseen_er
 from tacit.capture.follow import VIEW_GETTERS, follow
 from tacit.capture.frames import in_autograd_function, in_reentrant_checkpoint
 from tacit.capture.losses import COUPLING, uncoupled_mean
-from tacit.capture.marks import Mark, clear_mark, mark_of, set_mark, tensors_in
+from tacit.capture.marks import clear_mark, mark_of, set_mark, tensors_in
 from tacit.capture.overwritten import Overwritten, stale_error
 from tacit.capture.views import embed_once, note_view
 from tacit.capture.writes import check_written, keeps_aliases, mark_written, moved_error
@@ -87,9 +87,9 @@ class Capture(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _ASKS:
             return func(*args, **kwargs)
-        if func in _FACTORIES:  # the batch may say how large, at most
+        if func in _FACTORIES and not _counts_from(func, args, kwargs):  # the batch may say how large, at most
             return note_made(func(*args, **kwargs))
-        if self._overwritten and self._overwritten.are_read(func, args, kwargs):
+        if self._overwritten and self._overwritten.are_read(func, args, kwargs, apart=bool(self.apart)):
             self._refuse(stale_error(func, self._describe_module()), [])
         if self.apart:
             if self.apart != "off":
@@ -115,7 +115,7 @@ class Capture(TorchFunctionMode):
             traced = self.frame is not None and self.frame.traced
             mean = uncoupled_mean(func, args, kwargs, self._describe_module(), traced=traced)
             if mean is not None:
-                set_mark(mean, Mark(None, lost=func.__name__, reduced=True))
+                self._mark_outputs(func, marked, args, kwargs, mean)
                 return mean
         differentiated = bool(trainable) and (torch.is_grad_enabled() or in_reentrant_checkpoint())
         if differentiated or (is_always_rewritten(func) and self.frame is not None):
@@ -209,6 +209,8 @@ class Capture(TorchFunctionMode):
                 clear_mark(value)
             elif mark is not known:
                 set_mark(value, mark)
+                if mark.layout is None:
+                    self._overwritten.watch(value)
         for target, mark in zip(targets, before, strict=True):
             if not keeps_aliases(func, target, mark, marked):
                 self._refuse(moved_error(func, self._describe_module()), [])
@@ -234,6 +236,14 @@ class Capture(TorchFunctionMode):
             refuse_batch_statistics(where, None, training=bool(given.get("training", False)))
 
 
+def _counts_from(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the batch says with what a range begins, or its steps, which are numbers of it."""
+    if func is not torch.arange:
+        return False
+    start = args[:1] if len(args) > 1 or "end" in kwargs else ()
+    return any(map(mark_of, (*start, *args[2:], kwargs.get("start"), kwargs.get("step"))))
+
+
 def _only_asks(func: Callable[..., Any]) -> bool:
     return func.__name__ == "__get__"
 
@@ -248,6 +258,8 @@ def _sort(values: Any, marked: list[Tensor], trainable: list[Tensor]) -> None:
                 trainable.append(value)
         elif isinstance(value, (list, tuple)):
             _sort(value, marked, trainable)
+        elif type(value) is slice:
+            _sort((value.start, value.stop, value.step), marked, trainable)
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:

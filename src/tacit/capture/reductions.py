@@ -14,20 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tacit.capture.marks import Mark, mark_of, tensors_in
+from tacit.capture.marks import Mark, mark_of, tensors_in, tensors_in_index
 from tacit.rules.registry import methods
 
 _OWNERS = (torch, Tensor, F)
-_SUMS = frozenset(methods("sum mean nansum nanmean".split(), *_OWNERS))
-_LOSSES = frozenset(
-    methods(
-        "cross_entropy nll_loss mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy kl_div "
-        "binary_cross_entropy_with_logits poisson_nll_loss gaussian_nll_loss hinge_embedding_loss soft_margin_loss "
-        "cosine_embedding_loss margin_ranking_loss triplet_margin_loss multi_margin_loss multilabel_margin_loss "
-        "multilabel_soft_margin_loss".split(),
-        F,
-    )
-)
+_SUMS = frozenset(methods("sum mean nansum".split(), *_OWNERS))
 _LINEAR = frozenset(
     methods(
         "add sub subtract rsub neg negative sum mean stack cat to float double half bfloat16 type clone contiguous "
@@ -40,9 +31,9 @@ _SCALED = frozenset(methods("mul multiply __mul__ __rmul__ __imul__ mul_".split(
 _DIVIDED = frozenset(methods("div divide true_divide __truediv__ __itruediv__ div_".split(), *_OWNERS))
 
 
-def reduces(function: Callable[..., Any], out: Tensor) -> bool:
+def sums(function: Callable[..., Any]) -> bool:
     """Whether a call that has lost the batch has summed over it."""
-    return function in _SUMS or (function in _LOSSES and out.dim() == 0)
+    return function in _SUMS
 
 
 def follow_reduced(function: Callable[..., Any], source: Tensor, mark: Mark, args: Any, kwargs: Any) -> Mark:
@@ -50,7 +41,8 @@ def follow_reduced(function: Callable[..., Any], source: Tensor, mark: Mark, arg
     others = [value for value in tensors_in((args, kwargs)) if value is not source]
     marks = [mark_of(other) for other in others]
     rows = any(other and other.layout and other.layout.samples > 1 for other in marks)
-    if function in _LINEAR:
+    chosen = function is Tensor.__getitem__ and any(map(mark_of, tensors_in_index(args[1])))
+    if function in _LINEAR and not chosen:
         return Mark(None, lost=mark.lost) if rows else mark
     alone = all(mark_of(value) is None for value in others) and sum(value is source for value in args) < 2
     if alone and (function in _SCALED or (function in _DIVIDED and args and args[0] is source)):

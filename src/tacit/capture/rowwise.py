@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from tacit.capture.families import Follower, first_operand
+from tacit.capture.marks import tensors_in
 from tacit.uses import Layout
 
 
@@ -19,12 +20,24 @@ def within(dims: int) -> Follower:
     return follower
 
 
-def cells(_f: Any, source: Tensor, layout: Layout, _args: Any, _kwargs: Any, out: Tensor) -> Layout | None:
-    """One step of a recurrent layer over inputs and states (B, d)."""
-    return layout if layout.dim == 0 and source.dim() == 2 and layout.fits(out.shape) else None
+def cells(_f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out: Tensor) -> Layout | None:
+    """One step of a recurrent layer over inputs and states (B, d); its weights must not come from the batch."""
+    read = tensors_in((first_operand(args, kwargs), kwargs["hx"] if "hx" in kwargs else args[1]))
+    return layout if any(source is value for value in read) and _is_rows(source, layout, out) else None
 
 
-def bags(f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out: Tensor) -> Layout | None:
+def bags(_f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out: Tensor) -> Layout | None:
     """``F.embedding_bag`` of ids (B, T) and weights for them; with offsets the ids of all bags lie in one row."""
-    by_bag = source.shape == first_operand(args, kwargs).shape
-    return cells(f, source, layout, args, kwargs, out) if by_bag else None
+    ids, table = first_operand(args, kwargs), kwargs["weight"] if "weight" in kwargs else args[1]
+    by_bag = source is not table and source.shape == ids.shape and not ids.is_floating_point()
+    return layout if by_bag and _is_rows(source, layout, out) else None
+
+
+def looked_up(_f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out: Tensor) -> Layout | None:
+    """``torch.embedding``, which takes the table first."""
+    ids = kwargs["indices"] if "indices" in kwargs else args[1]
+    return layout if source is ids and layout.fits(out.shape) else None
+
+
+def _is_rows(source: Tensor, layout: Layout, out: Tensor) -> bool:
+    return layout.dim == 0 and source.dim() == 2 and layout.fits(out.shape)

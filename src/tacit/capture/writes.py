@@ -9,7 +9,7 @@ from torch import Tensor
 from tacit.capture.families import MixedRowsError
 from tacit.capture.follow import moves_rows
 from tacit.capture.indexing import follow_index
-from tacit.capture.marks import Mark, mark_of, set_mark, tensors_in
+from tacit.capture.marks import Mark, mark_of, set_mark, tensors_in_index
 from tacit.errors import LayoutError
 from tacit.uses import Layout
 
@@ -77,7 +77,7 @@ def check_written(target: Tensor, args: tuple[Any, ...]) -> None:
     if mark is None or mark.layout is None:
         return
     if written is None:
-        chosen = any(mark_of(value) is not None for value in tensors_in(args[1]))
+        chosen = any(map(mark_of, tensors_in_index(args[1])))
         if chosen and not _is_own_choice(target, mark.layout, args[1]):
             set_mark(target, Mark(None, lost="__setitem__", mixed=True))
         return
