@@ -16,6 +16,7 @@ from tacit.capture.apart import embedding_apart
 from tacit.capture.contact import CaptureContact, Frame, Names
 from tacit.capture.crossings import crossing_of
 from tacit.capture.derived import is_derived, note_derived, note_made, unseen_error
+from tacit.capture.escapes import Escapes
 from tacit.capture.follow import VIEW_GETTERS, follow
 from tacit.capture.frames import in_autograd_function, in_reentrant_checkpoint
 from tacit.capture.losses import COUPLING, uncoupled_mean
@@ -25,6 +26,7 @@ from tacit.capture.views import embed_once, note_view
 from tacit.capture.writes import check_written, keeps_aliases, mark_written, moved_error
 from tacit.errors import LayoutError, MixingError, NoRuleError, PrivacyError
 from tacit.rules import find_rule, is_always_rewritten, refuse_batch_statistics
+from tacit.rules.registry import Rule
 
 _BATCH_NORMS = frozenset([F.batch_norm, torch.batch_norm, torch.native_batch_norm])
 _INSTANCE_NORMS = frozenset([F.instance_norm, torch.instance_norm])
@@ -56,6 +58,7 @@ class Capture(TorchFunctionMode):
             module; "strict": it runs for its values only, so that all that has a gradient comes from outside; "off":
             the engine itself prepares such a run; "": no module does.
         seen: takes the tensors of the batch that calls put out; None if nobody asks for them.
+        escapes: watches those that combine samples.
 
     Args:
         names: which parameters are private.
@@ -79,7 +82,9 @@ class Capture(TorchFunctionMode):
         self.failed = failed
         self._state_at = state_at
         self._describe_module = describe_module
+        self.escapes = Escapes()
         self._overwritten = Overwritten()
+        self._in_rule = False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -144,11 +149,19 @@ class Capture(TorchFunctionMode):
             args, kwargs = _detached(args, plain), _detached(kwargs, plain)
             if rule is not None and is_always_rewritten(func):
                 with contextlib.suppress(PrivacyError):  # nothing here is private: the batch may get lost
-                    return rule(contact, *args, **kwargs)
+                    return self._by_rule(rule, contact, args, kwargs)
             return func(*args, **kwargs)
         if rule is None:
             contact.refuse("this function is not known to the engine")
-        return rule(contact, *args, **kwargs)
+        return self._by_rule(rule, contact, args, kwargs)
+
+    def _by_rule(self, rule: Rule, contact: CaptureContact, args: Any, kwargs: Any) -> Any:
+        """Run a rule: what it calls on the way need not show its samples, for the rule knows them."""
+        outer, self._in_rule = self._in_rule, True
+        try:
+            return rule(contact, *args, **kwargs)
+        finally:
+            self._in_rule = outer
 
     def _unmarked_call(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], trainable: list[Tensor]
@@ -212,8 +225,15 @@ class Capture(TorchFunctionMode):
         for target, mark in zip(targets, before, strict=True):
             if not keeps_aliases(func, target, mark, marked):
                 self._refuse(moved_error(func, self._describe_module()), [])
+        self._look_at((*outputs, *targets))
         if self.seen is not None and out is not None:
             self.seen += outputs
+
+    def _look_at(self, values: Sequence[Tensor]) -> None:
+        if self._in_rule or self.frame is None or self.frame.traced:  # a graph shows all that leaves it
+            return
+        for value in values:
+            self.escapes.look_at(value, self._describe_module)
 
     def _refuse_state(self, func: Any, target: Tensor) -> None:
         name = self._state_at(target)

@@ -86,6 +86,8 @@ class Runner:
                 out = self.once(frame, entrance, args, kwargs)
                 refuse_mixed_outputs(out, entrance.path)
                 self._refuse_lost_outputs(out, entrance)
+                out = self.capture.escapes.copied_views(out)
+                self.capture.escapes.end(entrance.path)
                 return out
             except (NoRuleError, LayoutError) as error:
                 untouched = versions == [value._version for value in inputs]
