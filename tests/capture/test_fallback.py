@@ -401,3 +401,35 @@ def test_outputs_that_change_with_a_flag(exact: Any) -> None:
             return first * mean[..., None]
 
     exact(Net(), torch.randn(3, 4))
+
+
+class Strided(nn.Module):
+    """Reads its matrix by strides; with a call without a rule, so that it runs apart."""
+
+    def __init__(self, read: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(4, 4))
+        self.read = read
+
+    def forward(self, x: Tensor) -> Tensor:
+        return unruled(x, self.read(self.matrix))
+
+
+@pytest.mark.parametrize("mode", ["auto", "functorch"])
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda w: w.as_strided((4, 4), (1, 1)),
+        lambda w: torch.as_strided(w, (4, 4), (1, 4)).contiguous(),
+        lambda w: w.t().as_strided((4, 4), (1, 1)),
+        lambda w: torch.as_strided_copy(w, (4, 4), (1, 1)),
+        lambda w: torch.ops.aten.as_strided(w, (4, 4), (1, 1)),
+        lambda w: w.as_strided_scatter(w[0], (4,), (1,)),
+    ],
+)
+def test_a_parameter_read_by_strides(read: Callable[[Tensor], Tensor], mode: str) -> None:
+    """The copies are views of one memory: under torch.vmap its gradient would be divided among the samples."""
+    torch.manual_seed(0)
+    model, x = Strided(read).double(), torch.randn(5, 4, dtype=torch.float64)
+    x[0] *= 100
+    check_exactness(model, lambda m, b: m(b).square().sum(), x, loss_reduction="sum", grad_sample_mode=mode)

@@ -118,6 +118,24 @@ def embedding_apart(
     return torch.where(padding.unsqueeze(-1), out.detach(), out)
 
 
+def refuse_strides(function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """Refuse to read memory by strides under ``torch.vmap``, where the copies of a parameter are views of one.
+
+    Its backward would take a sample's gradient for one of the memory, and divide it among all samples. Such a module
+    runs in a loop.
+
+    Raises:
+        RuntimeError: as other calls do that cannot be vectorized.
+    """
+    if function.__name__.startswith("as_strided") and any(
+        torch._C._functorch.is_batchedtensor(value) for value in args if isinstance(value, Tensor)
+    ):
+        raise RuntimeError(
+            f"`{function.__name__}` on what differs from sample to sample cannot run under torch.vmap. Use view(), "
+            "unfold() or an index instead."
+        )
+
+
 def together(parts: Tensor, dim: int, outer: int, inner: int) -> Tensor:
     """``(B, ..., outer · inner, ...)`` → ``(..., outer · B · inner, ...)``, in dimension ``dim`` of the result."""
     split: Tensor = parts.unflatten(dim + 1, (outer, inner)).movedim(0, dim + 1)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from tacit.capture.apart import embedding_apart
+from tacit.capture.apart import embedding_apart, refuse_strides
 from tacit.capture.contact import CaptureContact, Frame, Names
 from tacit.capture.crossings import crossing_of
 from tacit.capture.derived import is_derived, note_derived, note_made, unseen_error
@@ -97,6 +97,7 @@ class Capture(TorchFunctionMode):
         if self._overwritten and self._overwritten.are_read(func, args, kwargs):
             self._refuse(stale_error(func, self._describe_module()), [])
         if self.apart:
+            refuse_strides(func, args)
             if self.apart != "off":
                 self._look_on(func, args, kwargs)
             return embedding_apart(*args, **kwargs) if func is F.embedding else func(*args, **kwargs)
