@@ -118,6 +118,18 @@ def embedding_apart(
     return torch.where(padding.unsqueeze(-1), out.detach(), out)
 
 
+LOOKUPS = frozenset([torch.embedding, torch.ops.aten.embedding, torch.ops.aten.embedding.default])
+"""What ``F.embedding`` calls, with the table first."""
+
+
+def as_functional(
+    weight: Tensor, indices: Tensor, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False
+) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
+    """The arguments of ``F.embedding`` that say what those of ``torch.embedding`` do, where -1 is no padding."""
+    padding = padding_idx if padding_idx >= 0 else None
+    return (indices, weight), {"padding_idx": padding, "scale_grad_by_freq": scale_grad_by_freq, "sparse": sparse}
+
+
 def refuse_strides(function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     """Refuse to read memory by strides under ``torch.vmap``, where the copies of a parameter are views of one.
 

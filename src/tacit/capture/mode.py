@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from tacit.capture.apart import embedding_apart, refuse_strides
+from tacit.capture.apart import LOOKUPS, as_functional, embedding_apart, refuse_strides
 from tacit.capture.contact import CaptureContact, Frame, Names
 from tacit.capture.crossings import crossing_of
 from tacit.capture.derived import is_derived, note_derived, note_made, unseen_error
@@ -96,6 +96,9 @@ class Capture(TorchFunctionMode):
             return note_made(func(*args, **kwargs))
         if self._overwritten and self._overwritten.are_read(func, args, kwargs):
             self._refuse(stale_error(func, self._describe_module()), [])
+        if func in LOOKUPS:
+            args, kwargs = as_functional(*args, **kwargs)
+            func = F.embedding
         if self.apart:
             refuse_strides(func, args)
             if self.apart != "off":
