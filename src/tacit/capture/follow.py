@@ -19,7 +19,7 @@ from tacit.capture.families import Follower, MixedRowsError, NotBatchError
 from tacit.capture.indexing import follow_index, follow_narrow
 from tacit.capture.marks import Mark, mark_of, set_mark
 from tacit.capture.pointwise import POINTWISE
-from tacit.capture.reductions import follow_reduced, reduces
+from tacit.capture.reductions import divides_by_choice, follow_reduced, reduces
 from tacit.rules.registry import methods
 from tacit.uses import Layout
 
@@ -259,7 +259,8 @@ def _seen_from(function: Callable[..., Any], source: Tensor, args: Any, kwargs: 
         return mark
     if layout is None or not layout.fits(out.shape):
         reduced = layout is None and mark.layout.samples > 1 and reduces(function, out)
-        return Mark(None, lost=_name(function), reduced=reduced)
+        mixed = reduced and divides_by_choice(function, source, mark.layout, args, kwargs)
+        return Mark(None, lost=_name(function), mixed=mixed, reduced=reduced and not mixed)
     return Mark(layout, pointer=pointer)
 
 

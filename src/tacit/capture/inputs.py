@@ -91,7 +91,9 @@ def refuse_mixed_outputs(outputs: Any, path: str) -> None:
                 f"an output of {path} combines different samples of the batch (in `{mark.lost}`): a sample then moves "
                 "the gradients of others, and clipping bounds nothing. If an input is no batch but only has its size "
                 "(positions, a mask), store it in the module as a buffer. Leave out auxiliary losses over the whole "
-                "batch (mixtures of experts: output_router_logits=False)."
+                "batch (mixtures of experts: output_router_logits=False). A mean over as many rows as samples decide "
+                "(a mask, lengths, weights) divides by those of all: take each sample's own mean and the mean of "
+                "these, or the sum."
             )
 
 

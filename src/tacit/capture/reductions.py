@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tacit.capture.marks import Mark, mark_of, tensors_in
 from tacit.rules.registry import methods
+from tacit.uses import Layout
 
 _OWNERS = (torch, Tensor, F)
 _SUMS = frozenset(methods("sum mean nansum nanmean".split(), *_OWNERS))
@@ -28,6 +29,9 @@ _LOSSES = frozenset(
         F,
     )
 )
+_WEIGHTED = frozenset(methods("mse_loss l1_loss".split(), F))
+"""They divide by the sum of their weights, as cross entropies do: see ``losses.py``."""
+_NAN_MEANS = frozenset(methods(["nanmean"], *_OWNERS))
 _LINEAR = frozenset(
     methods(
         "add sub subtract rsub neg negative sum mean stack cat to float double half bfloat16 type clone contiguous "
@@ -43,6 +47,26 @@ _DIVIDED = frozenset(methods("div divide true_divide __truediv__ __itruediv__ di
 def reduces(function: Callable[..., Any], out: Tensor) -> bool:
     """Whether a call that has lost the batch has summed over it."""
     return function in _SUMS or (function in _LOSSES and out.dim() == 0)
+
+
+def divides_by_choice(function: Callable[..., Any], source: Tensor, layout: Layout, args: Any, kwargs: Any) -> bool:
+    """Whether a sum over the batch is divided by a number that samples decide: of their rows, say.
+
+    A mean over the rows that a mask picks, or over those of packed sequences, lets a long sample shrink the gradients
+    of all others before any of them is clipped. Where all samples have as many, it is the mean of their means.
+    """
+    if function in _NAN_MEANS:
+        return True
+    if function not in _LOSSES and function.__name__ != "mean":
+        return False
+    if function in _LOSSES and "sum" in (kwargs.get("reduction"), *(a for a in args if isinstance(a, str))):
+        return False
+    if function in _WEIGHTED and source is (kwargs.get("weight") if len(args) < 6 else args[5]):
+        return True
+    if layout.owner is None:
+        return False
+    counts = layout.owner.bincount(minlength=layout.samples)
+    return not bool((counts == counts[0]).all())
 
 
 def follow_reduced(function: Callable[..., Any], source: Tensor, mark: Mark, args: Any, kwargs: Any) -> Mark:
