@@ -1,5 +1,6 @@
 """Tensors that combine samples and leave the forward by another way than as an output get no gradient."""
 
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 from torch.distributions import Normal
 
-from tacit.errors import MixingError
+from tacit.errors import MixingError, PrivacyError
 from tacit.testing import check_exactness, private_gradients
 
 
@@ -122,3 +123,65 @@ def test_an_output_may_be_a_view_of_several_losses(last):
 def test_a_loss_by_a_vector_of_sums():
     norms, _ = clipped(Returning(lambda h: (h.square().sum(0) * torch.tensor([1.0, 2.0])).sum()), lambda _, out: out)
     assert bool((norms > 0).all())
+
+
+def centred(h: torch.Tensor) -> torch.Tensor:
+    return h - h.mean(0)
+
+
+def doubled(h: torch.Tensor) -> torch.Tensor:
+    return h + h
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+    CENTRED, DOUBLED = torch.jit.script(centred), torch.jit.script(doubled)
+
+
+def centred_unseen(h: torch.Tensor) -> torch.Tensor:
+    return CENTRED(h)
+
+
+def doubled_unseen(h: torch.Tensor) -> torch.Tensor:
+    return DOUBLED(h)
+
+
+UNSEEN = {
+    "vmap over features": lambda h: torch.vmap(lambda c: c - c.mean(), in_dims=1, out_dims=1)(h),
+    "jit": centred_unseen,
+    "in a list": lambda h: [h, centred_unseen(h)][::-1],
+    "gradient": lambda h: torch.func.vjp(lambda c: c - c.mean(0), h)[0],
+}
+
+
+@pytest.mark.parametrize("function", UNSEEN.values(), ids=UNSEEN)
+def test_an_output_of_a_call_that_is_not_seen(function):
+    with pytest.raises(PrivacyError):
+        clipped(Returning(function), lambda _, out: (out[0] if isinstance(out, list) else out).square().sum())
+
+
+@pytest.mark.filterwarnings("ignore::tacit.errors.FallbackWarning")
+@pytest.mark.parametrize("function", [doubled_unseen, torch.vmap(lambda row: row * row.sum())], ids=["jit", "vmap"])
+def test_such_a_call_runs_apart_where_it_can(function):
+    torch.manual_seed(0)
+    check_exactness(Returning(function), lambda m, b: m(b).square().sum(), torch.randn(5, 3), loss_reduction="sum")
+
+
+class MoreOutputs(nn.Module):
+    """Also puts out what it was given, and what is made of parameters alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x, given):
+        return self.layer(x), given, self.layer.weight * 2, self.layer.bias
+
+
+def test_outputs_that_are_not_of_the_batch():
+    torch.manual_seed(0)
+    given = (torch.randn(7, requires_grad=True) * 2).tanh()
+    norms, _ = private_gradients(
+        MoreOutputs(), lambda m, b: m(b, given)[0].square().sum(), torch.randn(5, 3), max_grad_norm=1.0
+    )
+    assert len(norms) == 5

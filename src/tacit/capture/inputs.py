@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tacit.capture.crossings import crossing_of
+from tacit.capture.derived import is_derived, unseen_error
 from tacit.capture.marks import map_tensors, mark_of, tensors_in
 from tacit.errors import ConfigurationError, LayoutError, MixingError, SamplingError
 
@@ -115,6 +117,23 @@ def refuse_lost_outputs(outputs: Any, path: str) -> None:
             "numbers belong to which sample: others may have a say in them, and then clipping bounds nothing. Keep the "
             "batch as one dimension, or detach() what is only logged."
         )
+
+
+def refuse_unseen_outputs(outputs: Any, inputs: Any, path: str) -> None:
+    """Raise if an output that wants a gradient was made by a call that was not seen: nobody knows what it combines.
+
+    Outputs may be made of parameters alone, and inputs may be handed on.
+
+    Raises:
+        UnseenError: an output is neither.
+    """
+    unknown = [value for value in tensors_in(outputs) if value.requires_grad and mark_of(value) is None]
+    if not unknown:
+        return
+    handed = {id(value) for value in tensors_in(inputs)}
+    for value in unknown:
+        if id(value) not in handed and crossing_of(value) is None and not is_derived(value):
+            raise unseen_error(path)
 
 
 def one_sample(inputs: Any, batch_dim: int) -> Any:
