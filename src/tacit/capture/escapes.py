@@ -22,15 +22,15 @@ class Escapes:
     def __init__(self) -> None:
         self._sums: list[TensorWeakRef] = []
 
-    def look_at(self, value: Tensor, where: Callable[[], str]) -> None:
-        """Look at what a call put out or wrote into.
+    def look_at(self, value: Tensor, mark: Mark, where: Callable[[], str]) -> None:
+        """Look at a tensor without a layout that a call put out or wrote into.
 
         Args:
-            value: the tensor; its mark says what it is.
+            value: the tensor.
+            mark: its mark.
             where: names the module that is running.
         """
-        mark = mark_of(value)
-        if mark is None or mark.layout is not None or not value.requires_grad:
+        if not value.requires_grad:
             return
         if not mark.reduced:
             _refuse_gradient(value, mark, where())

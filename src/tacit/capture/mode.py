@@ -26,7 +26,6 @@ from tacit.capture.views import embed_once, note_view
 from tacit.capture.writes import check_written, keeps_aliases, mark_written, moved_error
 from tacit.errors import LayoutError, MixingError, NoRuleError, PrivacyError
 from tacit.rules import find_rule, is_always_rewritten, refuse_batch_statistics
-from tacit.rules.registry import Rule
 
 _BATCH_NORMS = frozenset([F.batch_norm, torch.batch_norm, torch.native_batch_norm])
 _INSTANCE_NORMS = frozenset([F.instance_norm, torch.instance_norm])
@@ -159,7 +158,7 @@ class Capture(TorchFunctionMode):
             contact.refuse("this function is not known to the engine")
         return self._by_rule(rule, contact, args, kwargs)
 
-    def _by_rule(self, rule: Rule, contact: CaptureContact, args: Any, kwargs: Any) -> Any:
+    def _by_rule(self, rule: Callable[..., Any], contact: CaptureContact, args: Any, kwargs: Any) -> Any:
         """Run a rule: what it calls on the way need not show its samples, for the rule knows them."""
         outer, self._in_rule = self._in_rule, True
         try:
@@ -229,15 +228,19 @@ class Capture(TorchFunctionMode):
         for target, mark in zip(targets, before, strict=True):
             if not keeps_aliases(func, target, mark, marked):
                 self._refuse(moved_error(func, self._describe_module()), [])
-        self._look_at((*outputs, *targets))
+        self._look_at(outputs)
+        if targets:
+            self._look_at(targets)
         if self.seen is not None and out is not None:
             self.seen += outputs
 
     def _look_at(self, values: Sequence[Tensor]) -> None:
-        if self._in_rule or self.frame is None or self.frame.traced:  # a graph shows all that leaves it
-            return
         for value in values:
-            self.escapes.look_at(value, self._describe_module)
+            mark = mark_of(value)
+            if mark is None or mark.layout is not None or self._in_rule:  # as almost all
+                continue
+            if self.frame is not None and not self.frame.traced:  # a graph shows all that leaves it
+                self.escapes.look_at(value, mark, self._describe_module)
 
     def _refuse_state(self, func: Any, target: Tensor) -> None:
         name = self._state_at(target)
