@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.capture.compiled.private import attach
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -401,3 +402,54 @@ def test_outputs_that_change_with_a_flag(exact: Any) -> None:
             return first * mean[..., None]
 
     exact(Net(), torch.randn(3, 4))
+
+
+class Strided(nn.Module):
+    """Reads its matrix by strides; with a call without a rule, so that it runs apart."""
+
+    def __init__(self, read: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(4, 4))
+        self.read = read
+
+    def forward(self, x: Tensor) -> Tensor:
+        return unruled(x, self.read(self.matrix))
+
+
+@pytest.mark.parametrize("mode", ["auto", "functorch"])
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda w: w.as_strided((4, 4), (1, 1)),
+        lambda w: torch.as_strided(w, (4, 4), (1, 4)).contiguous(),
+        lambda w: w.t().as_strided((4, 4), (1, 1)),
+        lambda w: torch.as_strided_copy(w, (4, 4), (1, 1)),
+        lambda w: torch.ops.aten.as_strided(w, (4, 4), (1, 1)),
+        lambda w: w.as_strided_scatter(w[0], (4,), (1,)),
+    ],
+)
+def test_a_parameter_read_by_strides(read: Callable[[Tensor], Tensor], mode: str) -> None:
+    """The copies are views of one memory: under torch.vmap its gradient would be divided among the samples."""
+    torch.manual_seed(0)
+    model, x = Strided(read).double(), torch.randn(5, 4, dtype=torch.float64)
+    x[0] *= 100
+    check_exactness(model, lambda m, b: m(b).square().sum(), x, loss_reduction="sum", grad_sample_mode=mode)
+
+
+class Flagged(Centers):
+    """Also puts out something without a batch dimension: the same for every sample, until a sample is large."""
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return super().forward(x, scale), (x.detach().amax() > 10).float().expand(3)
+
+
+@pytest.mark.parametrize("mode", ["auto", "functorch"])
+def test_what_was_alike_for_all_samples_is_looked_at_in_every_batch(mode: str) -> None:
+    torch.manual_seed(0)
+    model, x = Flagged(), torch.randn(5, 4)
+    attach(model, grad_sample_mode=mode)
+    model(x)
+    x[0] = 20.0
+    with pytest.raises(PrivacyError, match="not the same for every sample"):
+        model(x)
+    model(torch.randn(5, 4))

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tacit.errors import ConfigurationError, NoRuleError
+from tacit.testing import check_exactness
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -119,3 +120,26 @@ def test_frequencies_of_samples_with_different_numbers_of_rows(exact: Any) -> No
             return out
 
     exact(Net(), torch.tensor([[0, 0, 1, 0], [0, 2, 2, 2], [1, 2, 0, 2]]))
+
+
+class Direct(nn.Module):
+    """Calls what ``F.embedding`` calls: the table first, and -1 for no padding."""
+
+    def __init__(self, function: Any, **options: Any) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(5, 4))
+        self.function, self.options = function, options
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.function(self.table, ids, **self.options)
+
+
+@pytest.mark.parametrize("mode", ["auto", "functorch"])
+@pytest.mark.parametrize("function", [torch.embedding, torch.ops.aten.embedding, torch.ops.aten.embedding.default])
+@pytest.mark.parametrize("options", [{}, {"padding_idx": 0}, {"padding_idx": 2}, {"scale_grad_by_freq": True}], ids=str)
+def test_the_function_behind(function: Any, options: dict[str, Any], mode: str) -> None:
+    torch.manual_seed(0)
+    model = Direct(function, **options).double()
+    batch = ids(4, 6)
+    batch[0, :2] = torch.tensor([0, 2])
+    check_exactness(model, lambda m, b: m(b).square().sum(), batch, loss_reduction="sum", grad_sample_mode=mode)

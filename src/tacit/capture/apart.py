@@ -118,6 +118,36 @@ def embedding_apart(
     return torch.where(padding.unsqueeze(-1), out.detach(), out)
 
 
+LOOKUPS = frozenset([torch.embedding, torch.ops.aten.embedding, torch.ops.aten.embedding.default])
+"""What ``F.embedding`` calls, with the table first."""
+
+
+def as_functional(
+    weight: Tensor, indices: Tensor, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False
+) -> tuple[tuple[Tensor, Tensor], dict[str, Any]]:
+    """The arguments of ``F.embedding`` that say what those of ``torch.embedding`` do, where -1 is no padding."""
+    padding = padding_idx if padding_idx >= 0 else None
+    return (indices, weight), {"padding_idx": padding, "scale_grad_by_freq": scale_grad_by_freq, "sparse": sparse}
+
+
+def refuse_strides(function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """Refuse to read memory by strides under ``torch.vmap``, where the copies of a parameter are views of one.
+
+    Its backward would take a sample's gradient for one of the memory, and divide it among all samples. Such a module
+    runs in a loop.
+
+    Raises:
+        RuntimeError: as other calls do that cannot be vectorized.
+    """
+    if function.__name__.startswith("as_strided") and any(
+        torch._C._functorch.is_batchedtensor(value) for value in args if isinstance(value, Tensor)
+    ):
+        raise RuntimeError(
+            f"`{function.__name__}` on what differs from sample to sample cannot run under torch.vmap. Use view(), "
+            "unfold() or an index instead."
+        )
+
+
 def together(parts: Tensor, dim: int, outer: int, inner: int) -> Tensor:
     """``(B, ..., outer · inner, ...)`` → ``(..., outer · B · inner, ...)``, in dimension ``dim`` of the result."""
     split: Tensor = parts.unflatten(dim + 1, (outer, inner)).movedim(0, dim + 1)

@@ -18,10 +18,10 @@ from tacit.capture import families, routed, rowwise
 from tacit.capture.families import Follower, MixedRowsError, NotBatchError
 from tacit.capture.indexing import follow_index, follow_narrow
 from tacit.capture.loss_rows import FOLLOWERS as LOSS_FOLLOWERS
-from tacit.capture.loss_rows import LOSSES, unreduced
+from tacit.capture.loss_rows import LOSSES, averages, unreduced
 from tacit.capture.marks import Mark, mark_of, set_mark, tensors_in
 from tacit.capture.pointwise import POINTWISE
-from tacit.capture.reductions import follow_reduced, sums
+from tacit.capture.reductions import divides_by_choice, follow_reduced, sums, uneven
 from tacit.rules.registry import methods
 from tacit.uses import Layout
 
@@ -168,7 +168,8 @@ def follow(
     mark = _followed(function, sources, args, kwargs, losses)
     if mark is None or mark.layout is None:
         return mark
-    return Mark(None, lost=_name(function), reduced=mark.layout.samples > 1)
+    mixed = averages(function, args, kwargs) and uneven(mark.layout)
+    return Mark(None, lost=_name(function), mixed=mixed, reduced=mark.layout.samples > 1 and not mixed)
 
 
 def _followed(
@@ -306,7 +307,8 @@ def _seen_from(function: Callable[..., Any], source: Tensor, args: Any, kwargs: 
         return mark
     if layout is None or not layout.fits(out.shape):
         reduced = layout is None and mark.layout.samples > 1 and sums(function)
-        return Mark(None, lost=_name(function), reduced=reduced)
+        mixed = reduced and divides_by_choice(function, mark.layout)
+        return Mark(None, lost=_name(function), mixed=mixed, reduced=reduced and not mixed)
     return Mark(layout, pointer=pointer)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tacit.capture.crossings import crossing_of
+from tacit.capture.derived import is_derived, unseen_error
 from tacit.capture.marks import map_tensors, mark_of, tensors_in
 from tacit.errors import ConfigurationError, LayoutError, MixingError, SamplingError
 
@@ -91,7 +93,9 @@ def refuse_mixed_outputs(outputs: Any, path: str) -> None:
                 f"an output of {path} combines different samples of the batch (in `{mark.lost}`): a sample then moves "
                 "the gradients of others, and clipping bounds nothing. If an input is no batch but only has its size "
                 "(positions, a mask), store it in the module as a buffer. Leave out auxiliary losses over the whole "
-                "batch (mixtures of experts: output_router_logits=False)."
+                "batch (mixtures of experts: output_router_logits=False). A mean over as many rows as samples decide "
+                "(a mask, lengths, weights) divides by those of all: take each sample's own mean and the mean of "
+                "these, or the sum."
             )
 
 
@@ -113,6 +117,23 @@ def refuse_lost_outputs(outputs: Any, path: str) -> None:
             "numbers belong to which sample: others may have a say in them, and then clipping bounds nothing. Keep the "
             "batch as one dimension, or detach() what is only logged."
         )
+
+
+def refuse_unseen_outputs(outputs: Any, inputs: Any, path: str) -> None:
+    """Raise if an output that wants a gradient was made by a call that was not seen: nobody knows what it combines.
+
+    Outputs may be made of parameters alone, and inputs may be handed on.
+
+    Raises:
+        UnseenError: an output is neither.
+    """
+    unknown = [value for value in tensors_in(outputs) if value.requires_grad and mark_of(value) is None]
+    if not unknown:
+        return
+    handed = {id(value) for value in tensors_in(inputs)}
+    for value in unknown:
+        if id(value) not in handed and crossing_of(value) is None and not is_derived(value):
+            raise unseen_error(path)
 
 
 def one_sample(inputs: Any, batch_dim: int) -> Any:

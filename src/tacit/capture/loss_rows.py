@@ -60,6 +60,11 @@ def unreduced(function: Callable[..., Any], args: Any, kwargs: Any) -> Tensor | 
     return torch.empty(shape, device="meta")
 
 
+def averages(function: Callable[..., Any], args: Any, kwargs: Any) -> bool:
+    """Whether a loss is a mean, and not a sum."""
+    return bool(_given(function, args, kwargs).get("reduction", "mean") != "sum")
+
+
 def classes(f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out: Tensor) -> Layout | None:
     """Losses of (N, C, …) against (N, …), or against probabilities (N, C, …): one for each target."""
     given = _given(f, args, kwargs)

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from tacit.capture.apart import embedding_apart
+from tacit.capture.apart import LOOKUPS, as_functional, embedding_apart, refuse_strides
 from tacit.capture.contact import CaptureContact, Frame, Names
 from tacit.capture.crossings import crossing_of
 from tacit.capture.derived import is_derived, note_derived, note_made, unseen_error
+from tacit.capture.escapes import Escapes
 from tacit.capture.follow import VIEW_GETTERS, follow
 from tacit.capture.frames import in_autograd_function, in_reentrant_checkpoint
 from tacit.capture.losses import COUPLING, uncoupled_mean
@@ -56,6 +57,7 @@ class Capture(TorchFunctionMode):
             module; "strict": it runs for its values only, so that all that has a gradient comes from outside; "off":
             the engine itself prepares such a run; "": no module does.
         seen: takes the tensors of the batch that calls put out; None if nobody asks for them.
+        escapes: watches those that combine samples.
 
     Args:
         names: which parameters are private.
@@ -79,7 +81,9 @@ class Capture(TorchFunctionMode):
         self.failed = failed
         self._state_at = state_at
         self._describe_module = describe_module
+        self.escapes = Escapes()
         self._overwritten = Overwritten()
+        self._in_rule = False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -91,7 +95,11 @@ class Capture(TorchFunctionMode):
             return note_made(func(*args, **kwargs))
         if self._overwritten and self._overwritten.are_read(func, args, kwargs, apart=bool(self.apart)):
             self._refuse(stale_error(func, self._describe_module()), [])
+        if func in LOOKUPS:
+            args, kwargs = as_functional(*args, **kwargs)
+            func = F.embedding
         if self.apart:
+            refuse_strides(func, args)
             if self.apart != "off":
                 self._look_on(func, args, kwargs)
             return embedding_apart(*args, **kwargs) if func is F.embedding else func(*args, **kwargs)
@@ -115,7 +123,8 @@ class Capture(TorchFunctionMode):
             traced = self.frame is not None and self.frame.traced
             mean = uncoupled_mean(func, args, kwargs, self._describe_module(), traced=traced)
             if mean is not None:
-                self._mark_outputs(func, marked, args, kwargs, mean)
+                # Its divisor is none that all samples have a part in.
+                self._mark_outputs(func, marked, args, kwargs | {"reduction": "sum"}, mean)
                 return mean
         differentiated = bool(trainable) and (torch.is_grad_enabled() or in_reentrant_checkpoint())
         if differentiated or (is_always_rewritten(func) and self.frame is not None):
@@ -144,11 +153,19 @@ class Capture(TorchFunctionMode):
             args, kwargs = _detached(args, plain), _detached(kwargs, plain)
             if rule is not None and is_always_rewritten(func):
                 with contextlib.suppress(PrivacyError):  # nothing here is private: the batch may get lost
-                    return rule(contact, *args, **kwargs)
+                    return self._by_rule(rule, contact, args, kwargs)
             return func(*args, **kwargs)
         if rule is None:
             contact.refuse("this function is not known to the engine")
-        return rule(contact, *args, **kwargs)
+        return self._by_rule(rule, contact, args, kwargs)
+
+    def _by_rule(self, rule: Callable[..., Any], contact: CaptureContact, args: Any, kwargs: Any) -> Any:
+        """Run a rule: what it calls on the way need not show its samples, for the rule knows them."""
+        outer, self._in_rule = self._in_rule, True
+        try:
+            return rule(contact, *args, **kwargs)
+        finally:
+            self._in_rule = outer
 
     def _unmarked_call(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], trainable: list[Tensor]
@@ -214,8 +231,19 @@ class Capture(TorchFunctionMode):
         for target, mark in zip(targets, before, strict=True):
             if not keeps_aliases(func, target, mark, marked):
                 self._refuse(moved_error(func, self._describe_module()), [])
+        self._look_at(outputs)
+        if targets:
+            self._look_at(targets)
         if self.seen is not None and out is not None:
             self.seen += outputs
+
+    def _look_at(self, values: Sequence[Tensor]) -> None:
+        for value in values:
+            mark = mark_of(value)
+            if mark is None or mark.layout is not None or self._in_rule:  # as almost all
+                continue
+            if self.frame is not None and not self.frame.traced:  # a graph shows all that leaves it
+                self.escapes.look_at(value, mark, self._describe_module)
 
     def _refuse_state(self, func: Any, target: Tensor) -> None:
         name = self._state_at(target)

@@ -49,6 +49,8 @@ def place(parts: Tensor, placement: Placement) -> tuple[Tensor, Mark | None]:
     if placement is Whole.CONSTANT:
         if parts.requires_grad:  # its gradient could not be divided among the samples
             raise MixedError("it returns a tensor without a batch dimension that depends on its parameters")
+        if not _same(parts):  # what was alike in the first batch need not be in this one
+            raise MixedError("it returns a tensor without a batch dimension that is not the same for every sample")
         return parts[0], None
     if isinstance(placement, Whole):
         value = parts.mean(0) if placement is Whole.MEAN else parts.sum(0)
@@ -136,6 +138,15 @@ def _reduced(whole: Tensor, alone: Mapping[int, Tensor], samples: int) -> Placem
     raise MixedError(
         "it returns a number for the whole batch that is neither the mean nor the sum of those of its samples"
     )
+
+
+def _same(parts: Tensor) -> bool:
+    """Whether all samples' parts are exactly alike: one of them will count for all."""
+    first = parts[:1]
+    equal = parts == first
+    if parts.is_floating_point() or parts.is_complex():
+        equal |= parts.isnan() & first.isnan()
+    return bool(equal.all())
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

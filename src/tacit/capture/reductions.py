@@ -16,9 +16,11 @@ from torch import Tensor
 
 from tacit.capture.marks import Mark, mark_of, tensors_in, tensors_in_index
 from tacit.rules.registry import methods
+from tacit.uses import Layout
 
 _OWNERS = (torch, Tensor, F)
-_SUMS = frozenset(methods("sum mean nansum".split(), *_OWNERS))
+_SUMS = frozenset(methods("sum mean nansum nanmean".split(), *_OWNERS))
+_NAN_MEANS = frozenset(methods(["nanmean"], *_OWNERS))
 _LINEAR = frozenset(
     methods(
         "add sub subtract rsub neg negative sum mean stack cat to float double half bfloat16 type clone contiguous "
@@ -34,6 +36,23 @@ _DIVIDED = frozenset(methods("div divide true_divide __truediv__ __itruediv__ di
 def sums(function: Callable[..., Any]) -> bool:
     """Whether a call that has lost the batch has summed over it."""
     return function in _SUMS
+
+
+def divides_by_choice(function: Callable[..., Any], layout: Layout) -> bool:
+    """Whether a sum over the batch is divided by a number that samples decide: of their rows, say.
+
+    A mean over the rows that a mask picks, or over those of packed sequences, lets a long sample shrink the gradients
+    of all others before any of them is clipped. Where all samples have as many, it is the mean of their means.
+    """
+    return function in _NAN_MEANS or (function.__name__ == "mean" and uneven(layout))
+
+
+def uneven(layout: Layout) -> bool:
+    """Whether samples have different numbers of rows."""
+    if layout.owner is None:
+        return False
+    counts = layout.owner.bincount(minlength=layout.samples)
+    return not bool((counts == counts[0]).all())
 
 
 def follow_reduced(function: Callable[..., Any], source: Tensor, mark: Mark, args: Any, kwargs: Any) -> Mark:

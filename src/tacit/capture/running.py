@@ -11,7 +11,7 @@ from torch import Tensor
 from tacit.capture.contact import Frame, Names
 from tacit.capture.entrance import Entrance
 from tacit.capture.fallback import Failure, Fallback
-from tacit.capture.inputs import refuse_lost_outputs, refuse_mixed_outputs
+from tacit.capture.inputs import refuse_lost_outputs, refuse_mixed_outputs, refuse_unseen_outputs
 from tacit.capture.marks import tensors_in
 from tacit.capture.mode import Capture
 from tacit.capture.randomness import random_state, set_random_state
@@ -85,7 +85,9 @@ class Runner:
             try:
                 out = self.once(frame, entrance, args, kwargs)
                 refuse_mixed_outputs(out, entrance.path)
-                self._refuse_lost_outputs(out, entrance)
+                self._refuse_lost_outputs(out, inputs, entrance)
+                out = self.capture.escapes.copied_views(out)
+                self.capture.escapes.end(entrance.path)
                 return out
             except (NoRuleError, LayoutError) as error:
                 untouched = versions == [value._version for value in inputs]
@@ -96,10 +98,11 @@ class Runner:
             set_random_state(device, random)
             frame.run.take_back(before)
 
-    def _refuse_lost_outputs(self, out: Any, entrance: Entrance) -> None:
+    def _refuse_lost_outputs(self, out: Any, inputs: Any, entrance: Entrance) -> None:
         """An output has to show where its samples are. If not, the module may still run apart, where each is alone."""
         try:
             refuse_lost_outputs(out, entrance.path)
+            refuse_unseen_outputs(out, inputs, entrance.path)
         except LayoutError as error:
             self._failure = Failure(error, (entrance,), ())
             raise

@@ -17,7 +17,7 @@ from tacit.capture.compiled.parts import Form
 from tacit.capture.compiled.recorder import Inside, Recorder
 from tacit.capture.contact import Frame, Names
 from tacit.capture.graphs import nodes_behind
-from tacit.capture.inputs import refuse_lost_outputs, refuse_mixed_outputs
+from tacit.capture.inputs import refuse_lost_outputs, refuse_mixed_outputs, refuse_unseen_outputs
 from tacit.capture.marks import Mark, mark_of, set_mark, tensors_in
 from tacit.capture.mode import Capture
 from tacit.capture.passes import Pass
@@ -100,7 +100,7 @@ class Replay:
         steps.capture = capture
         outputs = steps.run(*given)
         recorder.forward_done = True
-        self._check(outputs, private)
+        self._check(outputs, given, private)
         marks = [mark_of(value) for value in outputs]
         return Seen(tuple(outputs), marks, dict(run.contacts), set(run.tables))
 
@@ -116,10 +116,11 @@ class Replay:
             given.append(value)
         return given, private
 
-    def _check(self, outputs: Sequence[Any], private: Sequence[tuple[str, Tensor]]) -> None:
+    def _check(self, outputs: Sequence[Any], given: Sequence[Any], private: Sequence[tuple[str, Tensor]]) -> None:
         refuse_mixed_outputs(outputs, self._path)
         refuse_lost_outputs(outputs, self._path)
         self._refuse_leaks(outputs, {id(leaf): name for name, leaf in private})
+        refuse_unseen_outputs(outputs, given, self._path)
 
     def _refuse_leaks(self, outputs: Sequence[Any], leaves: dict[int, str]) -> None:
         """Follow the outputs' graph down: a parameter there was met by a call that nobody saw."""
