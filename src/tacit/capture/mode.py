@@ -231,9 +231,7 @@ class Capture(TorchFunctionMode):
         for target, mark in zip(targets, before, strict=True):
             if not keeps_aliases(func, target, mark, marked):
                 self._refuse(moved_error(func, self._describe_module()), [])
-        self._look_at(outputs)
-        if targets:
-            self._look_at(targets)
+        self._look_at((*outputs, *targets))
         if self.seen is not None and out is not None:
             self.seen += outputs
 
