@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tests.capture.behind import Behind
 from torch import nn
 from torch.distributions import Normal
 
@@ -12,28 +13,13 @@ from tacit.errors import MixingError, PrivacyError
 from tacit.testing import check_exactness, private_gradients
 
 
-class Keeping(nn.Module):
-    """Puts out its layer's rows, and keeps something as an attribute."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.layer = nn.Linear(3, 2)
-        self.function = function
+class Keeping(Behind):
+    """Puts out its layer's rows, and keeps what the function makes of them as an attribute."""
 
     def forward(self, x):
         h = self.layer(x)
         self.kept = self.function(h)
         return h
-
-
-class Returning(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.layer = nn.Linear(3, 2)
-        self.function = function
-
-    def forward(self, x):
-        return self.function(self.layer(x))
 
 
 def clipped(model, loss, **settings):
@@ -74,7 +60,7 @@ def test_an_attribute(function):
 def test_an_object(function, hidden):
     hide, find = hidden
     with pytest.raises(MixingError, match="another way than as an output"):
-        clipped(Returning(lambda h: hide(function(h))), lambda _, out: find(out).square().sum())
+        clipped(Behind(lambda h: hide(function(h))), lambda _, out: find(out).square().sum())
 
 
 def test_written_in_place():
@@ -90,7 +76,7 @@ def test_written_in_place():
 def test_two_passes():
     with pytest.raises(MixingError, match="another way than as an output"):
         clipped(
-            Returning(lambda h: SimpleNamespace(o=h - h.mean(0))), lambda _, out: out.o.square().sum(), memory_budget=1
+            Behind(lambda h: SimpleNamespace(o=h - h.mean(0))), lambda _, out: out.o.square().sum(), memory_budget=1
         )
 
 
@@ -116,12 +102,12 @@ def test_what_is_kept_and_never_differentiated(function):
 
 @pytest.mark.parametrize("last", [lambda v: v[0], lambda v: v.unbind()[1], lambda v: v[:1].squeeze()])
 def test_an_output_may_be_a_view_of_several_losses(last):
-    norms, _ = clipped(Returning(lambda h: last(torch.stack([h.square().sum(), h.exp().sum()]))), lambda _, out: out)
+    norms, _ = clipped(Behind(lambda h: last(torch.stack([h.square().sum(), h.exp().sum()]))), lambda _, out: out)
     assert bool((norms > 0).all())
 
 
 def test_a_loss_by_a_vector_of_sums():
-    norms, _ = clipped(Returning(lambda h: (h.square().sum(0) * torch.tensor([1.0, 2.0])).sum()), lambda _, out: out)
+    norms, _ = clipped(Behind(lambda h: (h.square().sum(0) * torch.tensor([1.0, 2.0])).sum()), lambda _, out: out)
     assert bool((norms > 0).all())
 
 
@@ -157,14 +143,14 @@ UNSEEN = {
 @pytest.mark.parametrize("function", UNSEEN.values(), ids=UNSEEN)
 def test_an_output_of_a_call_that_is_not_seen(function):
     with pytest.raises(PrivacyError):
-        clipped(Returning(function), lambda _, out: (out[0] if isinstance(out, list) else out).square().sum())
+        clipped(Behind(function), lambda _, out: (out[0] if isinstance(out, list) else out).square().sum())
 
 
 @pytest.mark.filterwarnings("ignore::tacit.errors.FallbackWarning")
 @pytest.mark.parametrize("function", [doubled_unseen, torch.vmap(lambda row: row * row.sum())], ids=["jit", "vmap"])
 def test_such_a_call_runs_apart_where_it_can(function):
     torch.manual_seed(0)
-    check_exactness(Returning(function), lambda m, b: m(b).square().sum(), torch.randn(5, 3), loss_reduction="sum")
+    check_exactness(Behind(function), lambda m, b: m(b).square().sum(), torch.randn(5, 3), loss_reduction="sum")
 
 
 class MoreOutputs(nn.Module):

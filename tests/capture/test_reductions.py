@@ -3,22 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.capture.behind import Behind
 from tests.capture.compiled.private import attach
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from tacit.errors import CoupledLossWarning, LayoutError, MixingError, PrivacyError
 from tacit.testing import private_gradients
-
-
-class Behind(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.layer = nn.Linear(3, 2)
-        self.function = function
-
-    def forward(self, x):
-        return self.function(self.layer(x))
 
 
 def clipped(function, loss=lambda out: out.square().sum()):
