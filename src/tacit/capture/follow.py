@@ -117,7 +117,6 @@ def _table() -> dict[Callable[..., Any], Follower]:
     table[F.pairwise_distance] = table[torch.pairwise_distance] = families.compared
     table[F.unfold] = table[F.fold] = families.folded
     table[F.embedding_bag] = rowwise.bags
-    table[torch.embedding] = rowwise.looked_up
     table |= LOSS_FOLLOWERS
     return table
 

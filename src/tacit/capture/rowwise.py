@@ -33,11 +33,5 @@ def bags(_f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out: T
     return layout if by_bag and _is_rows(source, layout, out) else None
 
 
-def looked_up(_f: Any, source: Tensor, layout: Layout, args: Any, kwargs: Any, out: Tensor) -> Layout | None:
-    """``torch.embedding``, which takes the table first."""
-    ids = kwargs["indices"] if "indices" in kwargs else args[1]
-    return layout if source is ids and layout.fits(out.shape) else None
-
-
 def _is_rows(source: Tensor, layout: Layout, out: Tensor) -> bool:
     return layout.dim == 0 and source.dim() == 2 and layout.fits(out.shape)
