@@ -297,7 +297,7 @@ class Attachment:
             self._leave_grad_samples(run, uses)
 
     def _refuse_reading_ahead(self) -> None:
-        """Where rows are told by their place in the batch, the batch at hand must be the one that was handed out."""
+        """The piece, or where rows are told by their place the batch, at hand must be the one that was handed out."""
         sampling = self.plan.sampling
         indexed = self.settings.sample_index is not None or sampling.units != sampling.records
         if self.draws.overtaken and self.loader.managed:

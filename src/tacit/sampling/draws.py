@@ -57,7 +57,7 @@ class DrawLog:
 
     @property
     def overtaken(self) -> bool:
-        """The same as ``skipped``, but for batches without records."""
+        """The same as ``skipped``, where batches without records do not count."""
         return self._overtaken
 
     @property
@@ -88,7 +88,7 @@ class DrawLog:
     def drawn(self, records: int, epoch: int, place: int = 0) -> None:
         """The loader hands out a new logical batch of ``records`` records, the ``place``-th of its epoch."""
         if self._current is None or self._current.epoch != epoch:
-            self._touched, self._skipped, self._overtaken = True, False, False
+            self._begin_iteration()
         self._current = Draw(self._count, epoch, records, place)
         self._count += 1
         self._physical_records = records
@@ -180,8 +180,11 @@ class DrawLog:
         """Forget all draws, as when a checkpoint is loaded: none of before may be released after it."""
         self._current = None
         self._physical_records = self._handed_out = 0
-        self._touched, self._skipped, self._overtaken = True, False, False
+        self._begin_iteration()
         self.discard()
+
+    def _begin_iteration(self) -> None:
+        self._touched, self._skipped, self._overtaken = True, False, False
 
     def _forget_unreachable(self) -> None:
         reachable = {draw.index for draw in self._contributions}
