@@ -13,7 +13,7 @@ import torch
 from benchmarks.contestants import MODES, NOISE_MULTIPLIER, contestants, quiet
 from benchmarks.registry import BY_NAME
 
-STEPS = 3
+STEPS = 8
 _PAGE = resource.getpagesize()
 
 

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Live(TorchDispatchMode):
-    """Counts storages that calls put out, from their first sight until they are freed.
+    """Counts storages that calls put out, from their first sight until they are freed: one for each address.
 
     Attributes:
         now: bytes that are alive.
@@ -30,7 +30,7 @@ class Live(TorchDispatchMode):
         return out
 
     def _see(self, storage: torch.UntypedStorage) -> None:
-        key = id(storage)
+        key = storage.data_ptr() or id(storage)
         if key in self._known:
             return
         size = storage.nbytes()
@@ -49,4 +49,4 @@ class Live(TorchDispatchMode):
     def ignore(self, *values: Tensor) -> None:
         """These were there before."""
         for value in values:
-            self._known.setdefault(id(value.untyped_storage()), value)
+            self._known.setdefault(value.untyped_storage().data_ptr(), value)

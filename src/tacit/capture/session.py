@@ -25,7 +25,7 @@ from tacit.capture.sharded import Sharded, ShardedGuard
 from tacit.capture.units import units_of
 from tacit.distributed import is_spread, local
 from tacit.errors import MemoryBudgetError, MixingError, PrivacyError, SecondBackwardError
-from tacit.uses import SHARE, Layout, Room, Units, Use, free_memory
+from tacit.uses import SHARE, Layout, Room, Units, Use, Workspace, free_memory
 
 _WHOLE_APART = (
     'grad_sample_mode="functorch" runs the whole model under torch.vmap, sample by sample. Use "auto" to compile it.'
@@ -79,6 +79,8 @@ class Session:
         self._limited = memory_budget is not None
         device = next(iter(parameters.values())).device
         self._limit = free_memory(device) / SHARE if memory_budget is None else float(memory_budget)
+        # Kept memory lies beside the activations of the next forward: not where somebody has set a limit.
+        self._workspace = Workspace() if memory_budget is None and device.type == "cpu" else None
         self._batch_dim = 0 if batch_first else 1
         others = {name: p for name, p in module.named_parameters() if name not in self.parameters}
         names = Names(dict(self.parameters), dict(others))
@@ -331,7 +333,7 @@ class Session:
             samples,
             self._on_finished,
             early=self._clip.early,
-            room=Room(self._limit, each=not self._clip.holds, measured=self._measured),
+            room=Room(self._limit, each=not self._clip.holds, measured=self._measured, workspace=self._workspace),
             dummy=dummy,
             synthetic=self.synthetic,
             units=units,

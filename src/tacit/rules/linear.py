@@ -120,7 +120,7 @@ def outer_use(
     dtype = wide_dtype(a)  # in which norms are computed
     samples, positions, inputs = a.shape
     product = Product(samples, positions, inputs, g.shape[2], dtype.itemsize, sharing, room.asked)
-    forms = outer.forms(room.asked)
+    forms = outer.forms(room.asked, room.workspace)
     few = room.asked is Asked.BOTH and product.whole <= FORMED * dtype.itemsize  # the fewest calls are the quickest
     chosen = TUNER.pick(_FEWEST if few else costs_of(a.device, dtype).seconds(product))
     if room.measured:

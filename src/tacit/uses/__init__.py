@@ -19,6 +19,7 @@ from tacit.uses.together import FORMED, SMALL, Together, segment_sums, small
 from tacit.uses.trials import product_key, time_product
 from tacit.uses.tuning import TUNER, Tuner, clip_with
 from tacit.uses.units import Units
+from tacit.uses.workspace import Workspace
 
 __all__ = [
     "DEFAULT_COSTS",
@@ -46,6 +47,7 @@ __all__ = [
     "Tuner",
     "Units",
     "Use",
+    "Workspace",
     "any_differ",
     "clip_with",
     "costs_of",

@@ -15,6 +15,7 @@ from tacit.uses.dense import Dense
 from tacit.uses.formed import product_squares
 from tacit.uses.numerics import cancelled, cautious, excessive, out_of_range, sample_squares, sizes, wide, wide_dtype
 from tacit.uses.units import Units
+from tacit.uses.workspace import Workspace
 
 
 class Gram:
@@ -62,11 +63,13 @@ class Outer(Use):
     def parts(self) -> tuple[Tensor, ...]:
         return self.a, self.g
 
-    def forms(self, asked: Asked) -> dict[str, Callable[[], Use]]:
-        """How what is asked may be computed, by name; each call makes a new use."""
+    def forms(self, asked: Asked, workspace: Workspace | None = None) -> dict[str, Callable[[], Use]]:
+        """How what is asked may be computed, by name; each call makes a new use, whole ones in the workspace."""
         forms: dict[str, Callable[[], Use]] = {"gram": partial(self._again, formed=False)}
         if asked is not Asked.SUM:
-            forms["stored"] = self.stored if asked is Asked.BOTH else partial(self._again, formed=True)
+            forms["stored"] = (
+                partial(self.stored, workspace) if asked is Asked.BOTH else partial(self._again, formed=True)
+            )
         return forms
 
     def _again(self, *, formed: bool) -> Outer:
@@ -145,14 +148,18 @@ class Outer(Use):
         pair = (g, a) if self.flipped else (a, g)
         return _products(*pair).view(self.samples, *self.shape)
 
-    def stored(self) -> Dense:
-        """The same use, with ``G`` formed."""
+    def stored(self, workspace: Workspace | None = None) -> Dense:
+        """The same use, with ``G`` formed, in the workspace if there is one."""
         a, g = wide(self.a), wide(self.g)
         left, right = (a, g) if self.flipped else (g, a)
-        # Not into memory that is kept from step to step: it would lie beside the activations of the next forward, whose
-        # memory, as this backward frees it, can be had for nothing. (Pages of 2 MiB of its own were no quicker.)
+        left = left.transpose(1, 2)
         multiply = torch.mul if a.shape[1] == 1 else torch.bmm
-        return Dense(multiply(left.transpose(1, 2), right).view(self.samples, *self.shape))
+        if workspace is None or a.device.type != "cpu":
+            whole = multiply(left, right)
+        else:
+            size = self.samples, left.shape[1], right.shape[2]
+            whole = workspace.filled(size, a.dtype, lambda out: multiply(left, right, out=out))
+        return Dense(whole.view(self.samples, *self.shape))
 
     def without(self, dropped: Tensor) -> Use:
         a, g = zero_samples(self.a, dropped), zero_samples(self.g, dropped)

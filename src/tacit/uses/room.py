@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from tacit.uses.cost import Asked
+from tacit.uses.workspace import Workspace
 
 SHARE = 4
 """Where nobody says how much may be held, one part in so many of the memory that is free."""
@@ -22,17 +23,26 @@ class Room:
         limit: the most that may be held.
         each: uses are let go of one by one, so that each may take all.
         measured: strategies are chosen by timing them, once for each shape, where they can be.
+        workspace: memory for whole gradients.
 
     Attributes:
-        each, measured: as given.
+        each, measured, workspace: as given.
         asked: what is asked of uses.
         expected: bytes that will be held if every use keeps its inputs and output gradients.
     """
 
-    def __init__(self, limit: float = math.inf, *, each: bool = False, measured: bool = False) -> None:
+    def __init__(
+        self,
+        limit: float = math.inf,
+        *,
+        each: bool = False,
+        measured: bool = False,
+        workspace: Workspace | None = None,
+    ) -> None:
         self._limit = limit
         self.each = each
         self.measured = measured
+        self.workspace = workspace
         self.asked = Asked.BOTH
         self.expected = 0
         self._spare = limit
@@ -47,6 +57,8 @@ class Room:
 
     def open(self) -> None:
         """A backward begins."""
+        if self.workspace is not None:
+            self.workspace.begin()
         self._spare = self._limit if self.each else self._limit - self.expected
 
     def form(self, chosen: str, held: Mapping[str, int]) -> str:
