@@ -132,6 +132,7 @@ _KEEP_POINTERS = frozenset(
 _NEW = frozenset([Tensor.new, Tensor.new_full, Tensor.new_tensor])
 _BY_LENGTHS = frozenset([torch._pack_padded_sequence, torch._pad_packed_sequence])
 _BY_NUMBER = frozenset(methods("index_add index_add_ index_copy index_copy_ index_select".split(), *_OWNERS))
+_SELECTIVE = _NEW | _BY_LENGTHS | _BY_NUMBER | {Tensor.__getitem__}
 VIEW_GETTERS: dict[Callable[..., Any], Callable[..., Any]] = {
     Tensor.T.__get__: Tensor.t,  # type: ignore[attr-defined]
     Tensor.mT.__get__: Tensor.adjoint,  # type: ignore[attr-defined]
@@ -175,13 +176,17 @@ def _followed(
     function: Callable[..., Any], sources: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor
 ) -> Mark | None:
     """The long way: the output as each operand sees it."""
-    sources = _with_a_say(function, sources, args, kwargs)
-    if not sources:
-        return None
     again: list[Tensor] = []
-    if len(sources) > 1:
-        args, kwargs, again = _apart(args, kwargs)
+    if len(sources) > 1 or function in _SELECTIVE:
+        twice = len(set(map(id, sources))) < len(sources)
+        sources = _with_a_say(function, sources, args, kwargs)
+        if not sources:
+            return None
+        if twice and len(sources) > 1:
+            args, kwargs, again = _apart(args, kwargs)
     try:
+        if len(sources) == 1:
+            return _seen_from(function, sources[0], args, kwargs, out)
         return _agreed(function, [*sources, *again], args, kwargs, out)
     except NotBatchError:
         return None
@@ -244,15 +249,15 @@ def _kept(
     first = mark_of(sources[0])
     if first is None or first.layout is None or first.pointer:
         return None
-    layout = first.layout
+    layout, shape = first.layout, out.shape
     if function in _STILL:
         for source in sources:
             mark = first if source is sources[0] else mark_of(source)
-            if mark is None or mark.layout is None or mark.pointer or source.dim() != out.dim():
+            if mark is None or mark.layout is None or mark.pointer or source.dim() != len(shape):
                 return None
             if mark.layout is not layout and mark.layout != layout:
                 return None
-        return first if layout.fits(out.shape) else None
+        return first if layout.fits(shape) else None
     follower = _FOLLOWERS.get(function)
     if len(sources) > 1 or follower not in _OF_THE_FIRST:
         return None
@@ -260,7 +265,7 @@ def _kept(
         same = follower(function, sources[0], layout, args, kwargs, out) is layout
     except (IndexError, KeyError, ValueError, TypeError):
         return None
-    return first if same and layout.fits(out.shape) else None
+    return first if same and layout.fits(shape) else None
 
 
 def _apart(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], list[Tensor]]:

@@ -20,7 +20,7 @@ from tacit.capture.escapes import Escapes
 from tacit.capture.follow import VIEW_GETTERS, follow
 from tacit.capture.frames import in_autograd_function, in_reentrant_checkpoint
 from tacit.capture.losses import COUPLING, uncoupled_mean
-from tacit.capture.marks import clear_mark, mark_of, set_mark, tensors_in
+from tacit.capture.marks import MARK, Mark, clear_mark, mark_of, set_mark, tensors_in
 from tacit.capture.overwritten import Overwritten, stale_error
 from tacit.capture.views import embed_once, note_view
 from tacit.capture.writes import check_written, keeps_aliases, mark_written, moved_error
@@ -43,6 +43,7 @@ _ASKS = frozenset(
 )
 """What a tensor is, and nothing of its numbers. Models ask this more often than they compute."""
 _FACTORIES = frozenset([torch.zeros, torch.ones, torch.empty, torch.arange, torch.rand, torch.randn])
+_COUPLED = _BATCH_NORMS | _INSTANCE_NORMS | frozenset(COUPLING)
 _FORM_ONLY = frozenset([Tensor.expand_as, Tensor.view_as, Tensor.reshape_as, Tensor.type_as, Tensor.to])
 _NOT_IN_PLACE = ("__invert__", "__index__", "__int__", "__iter__")
 
@@ -93,7 +94,7 @@ class Capture(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in _FACTORIES and not _counts_from(func, args, kwargs):  # the batch may say how large, at most
             return note_made(func(*args, **kwargs))
-        if self._overwritten and self._overwritten.are_read(func, args, kwargs, apart=bool(self.apart)):
+        if self._overwritten.any and self._overwritten.are_read(func, args, kwargs, apart=bool(self.apart)):
             self._refuse(stale_error(func, self._describe_module()), [])
         if func in LOOKUPS:
             args, kwargs = as_functional(*args, **kwargs)
@@ -117,11 +118,8 @@ class Capture(TorchFunctionMode):
     def _call_on_batch(
         self, func: Callable[..., Any], args: Any, kwargs: Any, marked: list[Tensor], trainable: list[Tensor]
     ) -> Any:
-        if func in _BATCH_NORMS or func in _INSTANCE_NORMS:
-            self._refuse_statistics(func, args, kwargs)
-        if func in COUPLING and not trainable:
-            traced = self.frame is not None and self.frame.traced
-            mean = uncoupled_mean(func, args, kwargs, self._describe_module(), traced=traced)
+        if func in _COUPLED:
+            mean = self._look_at_coupled(func, args, kwargs, trainable)
             if mean is not None:
                 # Its divisor is none that all samples have a part in.
                 self._mark_outputs(func, marked, args, kwargs | {"reduction": "sum"}, mean)
@@ -139,6 +137,17 @@ class Capture(TorchFunctionMode):
             out = func(*args, **kwargs)
         self._mark_outputs(func, marked, args, kwargs, out)
         return out
+
+    def _look_at_coupled(
+        self, func: Callable[..., Any], args: Any, kwargs: Any, trainable: list[Tensor]
+    ) -> Tensor | None:
+        """Refuse statistics over the batch. Of a loss, return its mean where it is not what the call would compute."""
+        if func not in COUPLING:
+            self._refuse_statistics(func, args, kwargs)
+        elif not trainable:
+            traced = self.frame is not None and self.frame.traced
+            return uncoupled_mean(func, args, kwargs, self._describe_module(), traced=traced)
+        return None
 
     def _contact(self, func: Callable[..., Any], args: Any, kwargs: Any, trainable: list[Tensor]) -> Any:
         assert self.frame is not None
@@ -206,6 +215,11 @@ class Capture(TorchFunctionMode):
                 self._refuse(error, [value])
 
     def _mark_outputs(self, func: Any, marked: list[Tensor], args: Any, kwargs: Any, out: Any) -> None:
+        if isinstance(out, Tensor) and not _writes(func.__name__) and "out" not in kwargs:  # as almost all
+            self._look_at(out, self._mark(func, marked, args, kwargs, out))
+            if self.seen is not None:
+                self.seen.append(out)
+            return
         outputs = [out] if isinstance(out, Tensor) else tensors_in(out)
         targets = _written(func, args, kwargs) if _writes(func.__name__) or "out" in kwargs else ()
         before = [mark_of(target) for target in targets]
@@ -218,30 +232,34 @@ class Capture(TorchFunctionMode):
             elif func is Tensor.__setitem__:
                 check_written(target, args)
         for value in outputs if out is not None else ():
-            known = mark_of(value)
-            if known is not None and not any(value is source for source in marked):
-                continue  # a rule made it of calls that were followed
-            mark = follow(func, marked, args, kwargs, value)
-            if mark is None:
-                clear_mark(value)
-            elif mark is not known:
-                set_mark(value, mark)
-                if mark.layout is None:
-                    self._overwritten.watch(value)
+            self._mark(func, marked, args, kwargs, value)
         for target, mark in zip(targets, before, strict=True):
             if not keeps_aliases(func, target, mark, marked):
                 self._refuse(moved_error(func, self._describe_module()), [])
-        self._look_at((*outputs, *targets))
+        for value in (*outputs, *targets):
+            self._look_at(value, mark_of(value))
         if self.seen is not None and out is not None:
             self.seen += outputs
 
-    def _look_at(self, values: Sequence[Tensor]) -> None:
-        for value in values:
-            mark = mark_of(value)
-            if mark is None or mark.layout is not None or self._in_rule:  # as almost all
-                continue
-            if self.frame is not None and not self.frame.traced:  # a graph shows all that leaves it
-                self.escapes.look_at(value, mark, self._describe_module)
+    def _mark(self, func: Any, marked: list[Tensor], args: Any, kwargs: Any, value: Tensor) -> Mark | None:
+        """Mark one output, and return its mark."""
+        known = mark_of(value)
+        if known is not None and not any(value is source for source in marked):
+            return known  # a rule made it of calls that were followed
+        mark = follow(func, marked, args, kwargs, value)
+        if mark is None:
+            clear_mark(value)
+        elif mark is not known:
+            set_mark(value, mark)
+            if mark.layout is None:
+                self._overwritten.watch(value)
+        return mark
+
+    def _look_at(self, value: Tensor, mark: Mark | None) -> None:
+        if mark is None or mark.layout is not None or self._in_rule:  # as almost all
+            return
+        if self.frame is not None and not self.frame.traced:  # a graph shows all that leaves it
+            self.escapes.look_at(value, mark, self._describe_module)
 
     def _refuse_state(self, func: Any, target: Tensor) -> None:
         name = self._state_at(target)
@@ -278,7 +296,7 @@ def _sort(values: Any, marked: list[Tensor], trainable: list[Tensor]) -> None:
     """Sort tensor arguments into those of the batch and unmarked ones that require a gradient."""
     for value in values:
         if isinstance(value, Tensor):
-            if mark_of(value) is not None:
+            if getattr(value, MARK, None) is not None:  # as `mark_of`: asked of all that calls are given
                 marked.append(value)
             elif value.requires_grad:
                 trainable.append(value)

@@ -20,14 +20,16 @@ from tacit.errors import LayoutError
 
 
 class Overwritten:
-    """Memory of constants that the batch was written into, and of numbers whose samples are lost."""
+    """Memory of constants that the batch was written into, and of numbers whose samples are lost.
+
+    Attributes:
+        any: there is, or was, any.
+    """
 
     def __init__(self) -> None:
+        self.any = False  # asked of every call
         self._storages: dict[int, StorageWeakRef] = {}
         self._watched: dict[int, StorageWeakRef] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._storages or self._watched)
 
     def watch(self, value: Tensor) -> None:
         """Numbers whose samples are lost are in the memory of ``value``; of a constant's view that is not said."""
@@ -35,11 +37,11 @@ class Overwritten:
         if value.layout is not torch.strided or torch._C._functorch.is_functorch_wrapped_tensor(value):
             return
         if base is None or mark_of(base) is not None:
-            _hold(value, self._watched)
+            self._hold(value, self._watched)
 
     def add(self, target: Tensor) -> None:
         """The batch is in the memory of ``target`` from now on."""
-        _hold(target, self._storages)
+        self._hold(target, self._storages)
 
     def are_read(self, func: Callable[..., Any], args: Any, kwargs: Any, *, apart: bool) -> bool:
         """Whether a call reads such memory by a tensor that is not known to have the batch in it.
@@ -58,12 +60,12 @@ class Overwritten:
                     return True
         return False
 
-
-def _hold(value: Tensor, storages: dict[int, StorageWeakRef]) -> None:
-    for place in [place for place, storage in storages.items() if storage.expired()]:
-        del storages[place]
-    storage = StorageWeakRef(value.untyped_storage())  # while it is held, no other storage has this number
-    storages.setdefault(storage.cdata, storage)
+    def _hold(self, value: Tensor, storages: dict[int, StorageWeakRef]) -> None:
+        for place in [place for place, storage in storages.items() if storage.expired()]:
+            del storages[place]
+        storage = StorageWeakRef(value.untyped_storage())  # while it is held, no other storage has this number
+        storages.setdefault(storage.cdata, storage)
+        self.any = True
 
 
 def stale_error(func: Any, module: str) -> LayoutError:

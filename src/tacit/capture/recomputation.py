@@ -37,7 +37,10 @@ class Recomputation:
 
     def remember(self, entrance: Entrance, run: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep which inputs were marked: recomputation passes other tensor objects."""
-        tensors = tensors_in((args, kwargs)) if kwargs else tensors_in(args)
+        if len(args) == 1 and not kwargs and type(args[0]) is Tensor:  # as almost all
+            tensors = [args[0]]
+        else:
+            tensors = tensors_in((args, kwargs)) if kwargs else tensors_in(args)
         known = self._known.get(entrance)
         if known is None or known[0] is not run:
             known = self._known[entrance] = (run, {})
@@ -62,10 +65,10 @@ class Recomputation:
             if not torch.is_grad_enabled():
                 self.remember(entrance, frame.run, args, kwargs)
             self._nested[entrance] = frame.run, frame.recomputed_in
-        outermost = self._runner.gradients_outside
         out = self._runner.run(entrance, args, kwargs)
         if torch.is_grad_enabled():
             return out
+        outermost = self._runner.gradients_outside
         return leave_checkpoint(frame.run, entrance, entrance.path, (args, kwargs), out, outermost=outermost)
 
     def run(self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device) -> Any:

@@ -51,16 +51,21 @@ def ordered(function: Any, source: Tensor, layout: Layout, args: Any, kwargs: An
     return Layout.owned(layout.samples, 0, layout.owners(order.device)[order], values if key else None)
 
 
+_OF_ROWS = frozenset("where sort nonzero argwhere argsort".split())
+
+
 def points(function: Any, source: Tensor, args: Any, kwargs: Any, out: Tensor) -> bool:
     """Whether a call returns numbers of rows: of what it has ordered, or of where something is true."""
     name = getattr(function, "__name__", "")
+    if name not in _OF_ROWS:
+        return False
     if name == "where":
         return len(args) + len(kwargs) == 1
     if name == "sort":
         options = {key: value for key, value in kwargs.items() if key != "input"}
         whole = source.dim() == 1 and out.dtype == torch.int64
         return whole and torch.equal(out, torch.sort(source.detach(), *args[1:], **options).indices)
-    return name in ("nonzero", "argwhere") or (name == "argsort" and source.dim() == 1)
+    return name != "argsort" or source.dim() == 1
 
 
 def packed(_f: Any, source: Tensor, layout: Layout, args: Any, _kwargs: Any, out: Tensor) -> Layout | None:
