@@ -188,20 +188,20 @@ class TestFactors:
         torch.testing.assert_close(factors, expected.expand(2, 3))
 
     def test_mean_is_undone_before_clipping(self):
-        squares = {"w": torch.tensor([4.0, 0.04], dtype=torch.float64)}
-        found = clipping_factors(squares, FlatClipping(1.0), scale=2.0, real=2, like=squares["w"], samples=2)
+        squares = torch.tensor([[4.0, 0.04]], dtype=torch.float64)
+        found = clipping_factors(["w"], squares, FlatClipping(1.0), scale=2.0, real=2)
         torch.testing.assert_close(found.norms, torch.tensor([4.0, 0.4], dtype=torch.float64))
         torch.testing.assert_close(found.by_name["w"], torch.tensor([0.5, 2.0], dtype=torch.float64))
         assert found.scaled.tolist() == [True, False]
 
     def test_factors_that_float32_would_round_up_are_zero(self):
         """A denormal may be rounded by up to its own size; the sample's contribution would be as much too long."""
-        squares = {"w": torch.tensor([9e76, 1e40], dtype=torch.float64)}
-        found = clipping_factors(squares, FlatClipping(2.4e-7), scale=1.0, real=2, like=squares["w"], samples=2)
+        squares = torch.tensor([[9e76, 1e40]], dtype=torch.float64)
+        found = clipping_factors(["w"], squares, FlatClipping(2.4e-7), scale=1.0, real=2)
         assert float(found.by_name["w"][0]) == 0.0
         assert 0 < float(found.by_name["w"][1].float()) * 1e20 <= 2.4e-7 * (1 + 1e-6)
 
     def test_a_dummy_sample_gets_the_factor_zero(self):
-        squares = {"w": torch.tensor([4.0], dtype=torch.float64)}
-        found = clipping_factors(squares, FlatClipping(1.0), scale=1.0, real=0, like=squares["w"], samples=1)
+        squares = torch.tensor([[4.0]], dtype=torch.float64)
+        found = clipping_factors(["w"], squares, FlatClipping(1.0), scale=1.0, real=0)
         assert float(found.by_name["w"]) == 0.0

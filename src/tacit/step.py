@@ -60,39 +60,38 @@ class Factors:
 
 
 def clipping_factors(
-    squares: Mapping[str, Tensor],
+    names: Sequence[str],
+    squares: Tensor,
     policy: ClippingPolicy,
     *,
     scale: Tensor | float,
     real: int,
-    like: Tensor,
-    samples: int,
 ) -> Factors:
     """Turn squared norms into factors.
 
     Args:
-        squares: for each parameter, ``(B,)``: squared norms of recorded per-sample gradients.
+        names: the P parameters that were used.
+        squares: ``(P, B)``: squared norms of recorded per-sample gradients.
         policy: the clipping policy.
         scale: what recorded gradients must be multiplied by to be those of single samples (undoes a mean); a number, or
             ``(B,)``.
         real: how many samples, the first ones, are no stand-ins: the others contribute nothing.
-        like: any tensor on the right device.
-        samples: B.
     """
-    if not squares:
-        zeros = torch.zeros(samples, dtype=torch.float64, device=like.device)
+    samples = squares.shape[1]
+    if not names:
+        zeros = squares.new_zeros(samples)
         return Factors(zeros, zeros == 0, {}, policy.sensitivity, zeros != 0)
-    norms = torch.stack(list(squares.values())).clamp(min=0).sqrt() * scale
+    norms = squares.clamp(min=0).sqrt_().mul_(scale)
     total = torch.linalg.vector_norm(norms, dim=0)
     finite = torch.isfinite(total)
-    factors = policy.factors(torch.where(finite, norms, 0.0), tuple(squares))
+    factors = policy.factors(torch.where(finite, norms, 0.0), names)
     kept = finite if real >= samples else finite & (torch.arange(samples, device=finite.device) < real)
     if policy.uniform:
         scaled = factors[0] < 1
-        by_name = dict.fromkeys(squares, _exact(factors[0] * scale, kept))
+        by_name = dict.fromkeys(names, _exact(factors[0] * scale, kept))
     else:
         scaled = (factors < 1).any(0)
-        by_name = dict(zip(squares, _exact(factors * scale, kept).unbind(), strict=True))
+        by_name = dict(zip(names, _exact(factors * scale, kept).unbind(), strict=True))
     return Factors(total, finite, by_name, policy.sensitivity, scaled)
 
 
@@ -115,8 +114,9 @@ class ClippedUses:
         use = self._uses.pop(name, None)
         if use is None:
             return None
-        if name in self._sums:
-            return self._sums.pop(name)
+        known = self._sums.pop(name, None)
+        if known is not None:
+            return known
         factors, device = self._factors.by_name[name], use.device
         if self._full is None or self._full.device != device:
             self._full = FullPrecision(device)
@@ -197,9 +197,11 @@ class Clipper:
             for name, use in uses.items():
                 self.observer.used(name, use)
             uses, together = small(uses)
-            squares = {} if together is None else together.squared_norms()
-            squares |= {name: use.squared_norms() for name, use in uses.items() if name not in squares}
-        factors = self.factors(run, squares, scale)
+            joint = {} if together is None else dict.fromkeys(together.names)
+            others = {name: use.squared_norms() for name, use in uses.items() if name not in joint}
+            squares = [] if together is None else [together.squared_norms()]
+            squares += [torch.stack(list(others.values()))] if others else []
+        factors = self._factors(run, (*joint, *others), squares, scale)
         if not bool(factors.finite.all()):
             uses = {name: use.without(~factors.finite) for name, use in uses.items()}
             together = None
@@ -213,15 +215,23 @@ class Clipper:
         scale: Tensor | float,
         policy: ClippingPolicy | None = None,
     ) -> Factors:
-        like = next(iter(squares.values()), torch.zeros(()))
-        return clipping_factors(
-            squares,
-            policy or self.policy,
-            scale=scale,
-            real=run.real_units,
-            like=like,
-            samples=run.clipped_units,
-        )
+        stacked = [torch.stack(list(squares.values()))] if squares else []
+        return self._factors(run, tuple(squares), stacked, scale, policy)
+
+    def _factors(
+        self,
+        run: Pass,
+        names: Sequence[str],
+        squares: Sequence[Tensor],
+        scale: Tensor | float,
+        policy: ClippingPolicy | None = None,
+    ) -> Factors:
+        """The factors, from the squared norms ``(…, B)`` of parameters, in one or more parts."""
+        if not squares:
+            whole = torch.zeros((0, run.clipped_units), dtype=torch.float64)
+        else:
+            whole = squares[0] if len(squares) == 1 else torch.cat(list(squares))
+        return clipping_factors(names, whole, policy or self.policy, scale=scale, real=run.real_units)
 
 
 def _in_full(uses: Mapping[str, Sequence[Use]]) -> AbstractContextManager[None]:
@@ -346,7 +356,9 @@ class Releaser:
         released = add_gaussian_noise(parts, std=std, divisor=divisor, noise=self._noise, in_place=True)
         gradients: dict[str, Tensor] = {}
         for (name, parameter), total, part in zip(trainable.items(), totals, released, strict=True):
-            parameter.grad = gradients[name] = like(total, part.to(parameter.dtype))
+            gradients[name] = gradient = like(total, part.to(parameter.dtype))
+            if parameter.grad is not gradient:
+                parameter.grad = gradient
         self._gradients.accept_all(gradients)
         self.forget()
 

@@ -26,7 +26,7 @@ def test_the_same_numbers_as_each_by_itself():
     assert together.names == ("bias", "scale", "half", "number", "matrix")
     assert isinstance(found["matrix"], Dense)  # the sum is of the numbers that the norm is of
     assert all(found[name] is use for name, use in all_uses.items() if name != "matrix")
-    squares = together.squared_norms()
+    squares = dict(zip(together.names, together.squared_norms(), strict=True))
     factors = torch.rand(B, dtype=torch.float64)
     sums = together.weighted_sums(factors)
     for name in together.names:
@@ -41,7 +41,7 @@ def test_numbers_that_float32_cannot_square():
     gradients = torch.tensor([[1e25, 0.0], [1e-30, 1e-30], [float("inf"), 0.0], [float("nan"), 0.0]])
     _, together = small({"one": Dense(gradients), "other": Dense(torch.zeros(4, 1))})
     assert together is not None
-    squares = together.squared_norms()["one"]
+    squares = together.squared_norms()[0]
     torch.testing.assert_close(squares[:2], torch.tensor([1e50, 2e-60], dtype=torch.float64), rtol=1e-6, atol=0)
     assert not bool(torch.isfinite(squares[2:]).any())
 

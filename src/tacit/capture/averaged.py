@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Variable
 
-from tacit.capture.fingerprints import are_alike, fingerprint, sum_fingerprint
+from tacit.capture.fingerprints import Fingerprint, are_alike, fingerprint, sum_fingerprint
 from tacit.capture.guard import LeakGuard
 from tacit.errors import PrivacyError
 
@@ -31,9 +31,9 @@ class AveragedGuard(LeakGuard):
         super().__init__()
         self._required = required
         self._watched: dict[str, Tensor] = {}
-        self._due: dict[str, Tensor] = {}
+        self._due: dict[str, Fingerprint] = {}
         self._left: dict[str, Tensor] = {}
-        self._pairs: list[tuple[str, Tensor, Tensor]] = []
+        self._pairs: list[tuple[str, Fingerprint, Fingerprint]] = []
         self._apart: set[str] = set()
         self._ending = False
 

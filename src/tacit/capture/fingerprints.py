@@ -11,6 +11,9 @@ from torch import Tensor
 from tacit.distributed import local
 from tacit.uses import segment_sums
 
+Fingerprint = Tensor | float
+"""A number on the gradient's device; of small gradients on a CPU, where asking for it waits for nothing, itself."""
+
 _LARGE = 2**13
 _BLOCK = 2**22
 _SMALL = 2**12
@@ -32,9 +35,9 @@ def fingerprint(gradient: Tensor, *, times: float = 1.0) -> Tensor:
     return _norm([seen.view(-1)], times) if seen.is_contiguous() else _strided_norm(seen, times)
 
 
-def fingerprints(gradients: Sequence[Tensor], *, times: float = 1.0) -> list[Tensor]:
+def fingerprints(gradients: Sequence[Tensor], *, times: float = 1.0) -> list[Fingerprint]:
     """The fingerprint of each. Small ones are looked at together: by itself, each costs more in calls than in sums."""
-    here = [local(gradient) for gradient in gradients]
+    here = [value if type(value) is Tensor else local(value) for value in gradients]
     seen = [value.detach() if value.requires_grad else value for value in here]
     few = [place for place, value in enumerate(seen) if value.numel() <= _SMALL]
     if len(few) < 2 or len({(seen[place].device, seen[place].dtype) for place in few}) > 1:
@@ -43,14 +46,14 @@ def fingerprints(gradients: Sequence[Tensor], *, times: float = 1.0) -> list[Ten
     return [found[place] if place in found else fingerprint(value, times=times) for place, value in enumerate(seen)]
 
 
-def _joint_norms(values: list[Tensor], times: float) -> Sequence[Tensor]:
+def _joint_norms(values: list[Tensor], times: float) -> Sequence[Fingerprint]:
     if len(values) < _MANY and times == 1.0:
         each: Sequence[Tensor] = torch._foreach_norm(values, dtype=torch.float64)
         return each
     whole = torch._utils._flatten_dense_tensors(values).double()
     squares = (whole if times == 1.0 else whole * times).square()
-    sums = segment_sums(squares, tuple([value.numel() for value in values]))
-    norms: Sequence[Tensor] = sums.sqrt_().unbind()
+    sums = segment_sums(squares, tuple([value.numel() for value in values])).sqrt_()
+    norms: Sequence[Fingerprint] = sums.tolist() if sums.device.type == "cpu" else sums.unbind()
     return norms
 
 
@@ -78,7 +81,7 @@ def looked_at(*parts: Tensor) -> Sequence[Tensor]:
     return [seen] if bool(seen.any()) else parts
 
 
-def first_difference(pairs: Sequence[tuple[str, Tensor, Tensor]]) -> str | None:
+def first_difference(pairs: Sequence[tuple[str, Fingerprint, Fingerprint]]) -> str | None:
     """The first name whose fingerprint is not the one that is due; None if all are."""
     if not pairs:
         return None
@@ -86,7 +89,7 @@ def first_difference(pairs: Sequence[tuple[str, Tensor, Tensor]]) -> str | None:
     return next((name for (name, *_), fine in zip(pairs, alike, strict=True) if not fine), None)
 
 
-def are_alike(some: Sequence[Tensor], others: Sequence[Tensor]) -> list[bool]:
+def are_alike(some: Sequence[Fingerprint], others: Sequence[Fingerprint]) -> list[bool]:
     """Which fingerprints are those of the same numbers, but for rounding. Two that are 0 are alike, and tell little."""
     return [_alike(a, b) for a, b in zip(numbers(some), numbers(others), strict=True)]
 
@@ -95,12 +98,15 @@ def _alike(one: float, other: float) -> bool:
     return one == other or (math.isnan(one) and math.isnan(other)) or abs(one - other) <= 1e-5 * abs(other) < math.inf
 
 
-def numbers(prints: Sequence[Tensor]) -> list[float]:
+def numbers(prints: Sequence[Fingerprint]) -> list[float]:
     """The values of fingerprints, be they on several devices."""
-    device = prints[0].device
-    together = [one if one.device == device else one.to(device) for one in prints]
-    found: list[float] = torch.stack(together).double().tolist()
-    return found
+    tensors = [one for one in prints if isinstance(one, Tensor)]
+    if not tensors:
+        return [float(one) for one in prints]
+    device = tensors[0].device
+    together = [one if one.device == device else one.to(device) for one in tensors]
+    found = iter(torch.stack(together).double().tolist())
+    return [next(found) if isinstance(one, Tensor) else one for one in prints]
 
 
 def _norm(parts: Sequence[Tensor], times: float) -> Tensor:

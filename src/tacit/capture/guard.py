@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from tacit.capture.fingerprints import are_alike, fingerprint, fingerprints, first_difference, numbers, sum_fingerprint
+from tacit.capture.fingerprints import (
+    Fingerprint,
+    are_alike,
+    fingerprint,
+    fingerprints,
+    first_difference,
+    numbers,
+    sum_fingerprint,
+)
 from tacit.capture.graphs import nodes_behind
 from tacit.capture.unrounded import UnroundedSums
 from tacit.distributed import local
@@ -32,9 +40,9 @@ class LeakGuard:
     def __init__(self) -> None:
         self._nodes: dict[str, Any] = {}
         self._handles: list[Any] = []
-        self._expected: dict[str, tuple[tuple[int, int], int, Tensor | None]] = {}
-        self._arrived: dict[str, Tensor | None] = {}
-        self._accumulated: dict[str, tuple[tuple[int, int], Tensor]] = {}
+        self._expected: dict[str, tuple[tuple[int, int], int, Fingerprint | None]] = {}
+        self._arrived: dict[str, Fingerprint | None] = {}
+        self._accumulated: dict[str, tuple[tuple[int, int], Fingerprint]] = {}
         self._unrounded = UnroundedSums()
         self.broken = False
         self.unwatched_forward = ""
@@ -63,14 +71,14 @@ class LeakGuard:
             self._expected[name] = _identity(gradient), task, known
             self._unrounded.expect(name, total, gradient)
 
-    def _prints(self, gradients: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    def _prints(self, gradients: Sequence[Tensor]) -> Sequence[Fingerprint | None]:
         """Fingerprints by which gradients are told when they have come to lie in ``.grad``."""
         return fingerprints(gradients)
 
     def _before(self, name: str, parameter: Tensor) -> Callable[[tuple[Tensor, ...]], None]:
         def check(gradients: tuple[Tensor, ...]) -> None:
             refuse_accumulation_hooks(name, parameter)
-            before = parameter.grad
+            before, gradient = parameter.grad, gradients[0]
             if before is None:
                 self._unrounded.drop(name)
             else:
@@ -82,30 +90,34 @@ class LeakGuard:
             expected, task, known = self._expected.pop(name, _NOTHING)
             if task != torch._C._current_graph_task_id():  # an earlier backward's, which did not want this gradient
                 expected = None
-            if expected is None and not bool(local(gradients[0]).any()):
+            if expected is None and not bool(local(gradient).any()):
                 return  # reentrant checkpointing makes zeros for outputs that got no gradient
-            if expected is None or _identity(gradients[0]) != expected:
+            if expected is None or _identity(gradient) != expected:
                 raise self.leak(name, alone=expected is None)
-            self._arrived[name] = self._left_by(name, parameter, gradients[0], known)
+            self._arrived[name] = self._left_by(name, parameter, gradient, before, known)
             self._unrounded.arrived(name, before)
 
         return check
 
-    def _left_by(self, name: str, parameter: Tensor, gradient: Tensor, known: Tensor | None) -> Tensor | None:
+    def _left_by(
+        self, name: str, parameter: Tensor, gradient: Tensor, before: Tensor | None, known: Fingerprint | None
+    ) -> Fingerprint | None:
         """The fingerprint that ``.grad`` has once ``gradient`` is in it; None if only a look at it will tell.
 
         Args:
+            before: what is in ``.grad`` now.
             known: that of what the gate returned.
 
         Raises:
             LeakError: ``gradient`` has not the numbers any more that its gate returned.
         """
-        before = parameter.grad
         # Of tensors that are laid out alike the same numbers are looked at.
-        if known is None or not all(t.is_contiguous() for t in (parameter, gradient, before) if t is not None):
+        if known is None or not (parameter.is_contiguous() and gradient.is_contiguous()):
             return None
         if before is None:
             return known
+        if not before.is_contiguous():
+            return None
         if not are_alike([known], [fingerprint(gradient)])[0]:
             raise self.leak(name, alone=False)
         return sum_fingerprint(parameter, before, gradient)
@@ -192,7 +204,7 @@ class LeakGuard:
         empty = [name for name in gradients if name not in there and self._is_where_left(name, gradients[name])]
         return there + [name for name in empty if not bool(self._accumulated[name][1])]
 
-    def refuse_changed(self, pairs: Sequence[tuple[str, Tensor, Tensor]]) -> None:
+    def refuse_changed(self, pairs: Sequence[tuple[str, Fingerprint, Fingerprint]]) -> None:
         """Raise if a gradient's fingerprint in a backward was not the one that was due: ``(name, due, seen)``."""
         name = first_difference(pairs)
         if name is None:
@@ -234,7 +246,9 @@ class LeakGuard:
         gradient, total = parameter.grad, self._unrounded.take(name)
         if gradient is None:
             return torch.zeros_like(parameter)
-        return gradient.detach() if total is None else total
+        if total is not None:
+            return total
+        return gradient.detach() if gradient.requires_grad else gradient
 
     def drop(self, name: str) -> None:
         """Forget the gradient of a parameter that was frozen since."""

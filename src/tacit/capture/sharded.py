@@ -17,7 +17,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from tacit.capture.contact import Names
 from tacit.capture.entrance import Entrance
-from tacit.capture.fingerprints import fingerprint, sum_fingerprint
+from tacit.capture.fingerprints import Fingerprint, fingerprint, sum_fingerprint
 from tacit.capture.guard import LeakGuard
 from tacit.capture.marks import map_tensors, mark_of, set_mark, tensors_in
 from tacit.capture.mode import Capture
@@ -41,7 +41,7 @@ class ShardedGuard(LeakGuard):
         self._checked: set[str] = set()
         self._whole: dict[str, Tensor] = {}
         self._due: dict[str, Tensor] = {}
-        self._pairs: list[tuple[str, Tensor, Tensor]] = []
+        self._pairs: list[tuple[str, Fingerprint, Fingerprint]] = []
 
     def watch(self, name: str, parameter: Tensor, node: Any = None) -> None:
         """Watch a trainable shard; also one that was frozen when the model was made private."""

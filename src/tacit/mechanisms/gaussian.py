@@ -65,19 +65,27 @@ def add_gaussian_noise(
     for place, total in enumerate(totals):
         over = in_place and total.is_contiguous()
         outs.append(total if over else total.clone(memory_format=torch.contiguous_format))
+        if not total.numel():
+            continue
         if total.numel() <= SMALL:
             few.setdefault((total.device, total.dtype), []).append(place)
         else:
             jobs.setdefault(total.device, []).append(_job(outs[-1], std, divisor))
-    joined = {key: torch.cat([totals[place].reshape(-1) for place in places]) for key, places in few.items()}
+    joined = {key: _joined([outs[place] for place in places]) for key, places in few.items()}
     for (device, _), whole in joined.items():
         jobs.setdefault(device, []).append(_job(whole, std, divisor))
     for device, several in jobs.items():
         noise.each(several, device)
     for key, places in few.items():
-        parts = joined[key].split([totals[place].numel() for place in places])
-        torch._foreach_copy_([outs[place].view(-1) for place in places], parts)
+        chosen = [outs[place] for place in places]
+        torch._foreach_copy_(chosen, torch._utils._unflatten_dense_tensors(joined[key], chosen))
     return outs
+
+
+def _joined(outs: Sequence[Tensor]) -> Tensor:
+    """All numbers of contiguous tensors, side by side; of one alone it is a view."""
+    whole: Tensor = torch._utils._flatten_dense_tensors(outs)
+    return whole
 
 
 def _divided(total: Tensor, divisor: float) -> Tensor:

@@ -13,10 +13,23 @@ from torch import Tensor
 from tacit.errors import MixingError, NoRuleError
 from tacit.uses import Dense, Layout, Room, Use
 
+_C = torch._C._functorch
+
 SENTINEL = torch.zeros(3, 1, 2, 1, 1)
 """Every rule saves this first. Activation checkpointing compares what is saved when it recomputes; a recomputation in
 which the call did not go to its rule can then never be taken for one in which it did. (A broadcast call saves the same
 values either way.)"""
+
+
+class RuleFunction(torch.autograd.Function):
+    """An autograd function of a rule. It is applied once for each layer, without what others' ``apply`` has to do."""
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        if torch._C._are_functorch_transforms_active():
+            return super().apply(*args)
+        values = [_C.unwrap_if_dead(value) if isinstance(value, Tensor) else value for value in args]
+        return super(torch.autograd.Function, cls).apply(*values)  # what that one's own comes down to here
 
 
 class Slot(ABC):

@@ -12,7 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tacit.rules.contact import SENTINEL, Contact, Slot, detached, in_own_types, in_type, refuse_double_backward
+from tacit.rules.contact import (
+    SENTINEL,
+    Contact,
+    RuleFunction,
+    Slot,
+    detached,
+    in_own_types,
+    in_type,
+    refuse_double_backward,
+)
 from tacit.rules.linear import outer_use
 from tacit.rules.registry import rule_for
 from tacit.uses import (
@@ -45,7 +54,7 @@ MOST_BYTES = 2**28
 FUNCTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-class ConvFunction(torch.autograd.Function):
+class ConvFunction(RuleFunction):
     """``y = conv(x, weight) + bias`` for ``x`` (N, C, *), ``weight`` (p, C/groups, *kernel)."""
 
     @staticmethod

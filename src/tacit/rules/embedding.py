@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tacit.errors import ConfigurationError
-from tacit.rules.contact import SENTINEL, Contact, Slot, in_own_types, refuse_double_backward
+from tacit.rules.contact import SENTINEL, Contact, RuleFunction, Slot, in_own_types, refuse_double_backward
 from tacit.rules.registry import methods, rule_for
 from tacit.uses import Gather, Layout
 
 
-class EmbeddingFunction(torch.autograd.Function):
+class EmbeddingFunction(RuleFunction):
     """``y = weight[ids]``; the row ``padding_idx`` gets no gradient."""
 
     @staticmethod

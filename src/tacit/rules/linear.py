@@ -10,7 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tacit.rules.broadcast import broadcast
-from tacit.rules.contact import SENTINEL, Contact, Slot, detached, in_own_types, in_type, refuse_double_backward
+from tacit.rules.contact import (
+    SENTINEL,
+    Contact,
+    RuleFunction,
+    Slot,
+    detached,
+    in_own_types,
+    in_type,
+    refuse_double_backward,
+)
 from tacit.rules.registry import rule_for
 from tacit.uses import (
     FORMED,
@@ -33,7 +42,7 @@ _FEWEST = {"stored": 0.0, "gram": 1.0}
 """Costs by the number of calls, where arithmetic is as nothing beside them."""
 
 
-class LinearFunction(torch.autograd.Function):
+class LinearFunction(RuleFunction):
     """``y = x Wᵀ + bias``, or ``y = x W + bias`` if ``flipped``; W is p × d (d × p if flipped)."""
 
     @staticmethod
@@ -120,13 +129,17 @@ def outer_use(
     dtype = wide_dtype(a)  # in which norms are computed
     samples, positions, inputs = a.shape
     product = Product(samples, positions, inputs, g.shape[2], dtype.itemsize, sharing, room.asked)
-    forms = outer.forms(room.asked, room.workspace)
     few = room.asked is Asked.BOTH and product.whole <= FORMED * dtype.itemsize  # the fewest calls are the quickest
     chosen = TUNER.pick(_FEWEST if few else costs_of(a.device, dtype).seconds(product))
+    held = product.held(a.nbytes + g.nbytes)
+    if room.asked is Asked.BOTH and not room.measured:  # as almost always: both forms are there, and none is tried
+        use: Use = outer.stored(room.workspace) if room.form(chosen, held) == "stored" else outer
+        use.product = product
+        return use
+    forms = outer.forms(room.asked, room.workspace)
     if room.measured:
         attempts = {name: partial(clip_with, form, a.device, room.asked) for name, form in forms.items()}
         chosen = TUNER.choose(product_key(product, a.device, dtype), attempts, chosen)
-    held = product.held(a.nbytes + g.nbytes)
     use = forms[room.form(chosen, {name: held[name] for name in forms})]()
     use.product = product
     return use

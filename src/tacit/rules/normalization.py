@@ -10,12 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tacit.errors import MixingError
-from tacit.rules.contact import SENTINEL, Contact, Slot, autocasts, detached, in_own_types, refuse_double_backward
+from tacit.rules.contact import (
+    SENTINEL,
+    Contact,
+    RuleFunction,
+    Slot,
+    autocasts,
+    detached,
+    in_own_types,
+    refuse_double_backward,
+)
 from tacit.rules.registry import rule_for
 from tacit.uses import Dense, Layout
 
 
-class LayerNormFunction(torch.autograd.Function):
+class LayerNormFunction(RuleFunction):
     """``y = (x − mean) / std · weight + bias`` over the last dimensions."""
 
     @staticmethod
@@ -98,7 +107,7 @@ def rms_norm(
     return affine(contact, plain, weight, None)
 
 
-class GroupNormFunction(torch.autograd.Function):
+class GroupNormFunction(RuleFunction):
     """Normalization over groups of channels of each row of ``x`` (N, C, *)."""
 
     @staticmethod

@@ -49,6 +49,11 @@ class Layout:
         return Layout(samples, dim, 1, 1, owner, group)
 
     @property
+    def _is_plain(self) -> bool:
+        """Whether dimension 0 has one row of each sample."""
+        return self.dim == 0 and self.owner is None and self.outer == 1 and self.inner == 1
+
+    @property
     def rows(self) -> int:
         """The size of the batch dimension."""
         return self.outer * self.samples * self.inner if self.owner is None else len(self.owner)
@@ -75,7 +80,7 @@ class Layout:
         return hash(self.dim)  # sizes may be symbols, which have no hash
 
     def fits(self, shape: torch.Size) -> bool:
-        return 0 <= self.dim < len(shape) and shape[self.dim] == self.rows
+        return 0 <= self.dim < len(shape) and shape[self.dim] == self.rows  # asked of almost every call
 
     def at(self, dim: int) -> Layout:
         """The same rows in another dimension."""
@@ -143,8 +148,10 @@ class Layout:
 
         Returns:
             Shape ``(B, T, *values.shape[-features:])``. Rows with owners are filled up with zeros: what reads them
-            must let a row of zeros contribute nothing.
+            must let a row of zeros contribute nothing. Not to be changed: it may be ``values`` itself.
         """
+        if self._is_plain and values.dim() == features + 2:  # as in most models
+            return values
         tail = values.shape[values.dim() - features :]
         return self.split(values).reshape(self.samples, -1, *tail)
 
@@ -153,8 +160,7 @@ class Layout:
 
         Where each sample has one position it is ``values`` itself, not to be changed.
         """
-        one_each = self.owner is None and self.outer == 1 and self.inner == 1 and self.dim == 0
-        if one_each and values.dim() == features + 1:
+        if self._is_plain and values.dim() == features + 1:
             return values
         return self.rows_of(values, features).sum(1)
 

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tacit.uses.base import Use
 from tacit.uses.dense import Dense
+from tacit.uses.gather import Gather
 from tacit.uses.numerics import wide
 from tacit.uses.outer import Outer
 
@@ -21,10 +23,8 @@ FEW = 2**15
 """And gradients of all samples of at most so many: copying larger ones side by side costs more than calls do."""
 
 FORMED = 2**14
-"""Whole gradients of so many numbers are formed of a small matrix's factors: that is one call, and factors take ten."""
-
-_SCATTERED = 2**15
-"""So many numbers are added up by one call; of more, a call for each parameter is quicker."""
+"""Whole gradients of so many numbers are formed of a small matrix's factors, or of what was looked up in a small table:
+that is a call or two, and factors take ten."""
 
 
 class Together:
@@ -38,12 +38,11 @@ class Together:
         self.names = tuple(uses)
         self._shapes = [use.shape for use in uses.values()]
         self._sizes = tuple([shape.numel() for shape in self._shapes])
-        self._rows = torch.cat([wide(use.gradients).reshape(use.samples, -1) for use in uses.values()], 1)
+        self._rows = torch.cat([_rows(use) for use in uses.values()], 1)
 
-    def squared_norms(self) -> dict[str, Tensor]:
-        """``(B,)`` for each, float64."""
-        sums = segment_sums(self._rows.double().square_(), self._sizes)
-        return dict(zip(self.names, sums.unbind(-1), strict=True))
+    def squared_norms(self) -> Tensor:
+        """``(len(names), B)``, float64."""
+        return segment_sums(self._rows.double().square_(), self._sizes).t()
 
     def weighted_sums(self, factors: Tensor) -> dict[str, Tensor]:
         """The clipped sum of each, where all have the same factors ``(B,)``."""
@@ -57,18 +56,22 @@ class Together:
         }
 
 
+def _rows(use: Dense) -> Tensor:
+    gradients = wide(use.gradients)
+    return gradients if gradients.dim() == 2 else gradients.reshape(use.samples, -1)
+
+
 def segment_sums(values: Tensor, sizes: tuple[int, ...]) -> Tensor:
     """Sums over consecutive parts of the last dimension of the given sizes: ``(…, D)`` → ``(…, len(sizes))``."""
-    if values.numel() > _SCATTERED or values.device.type != "cpu":
+    if values.device.type != "cpu" or 0 in sizes:  # NumPy takes an empty part for the number that follows
         return torch.stack([part.sum(-1) for part in values.split(sizes, -1)], -1)
-    sums = values.new_zeros((*values.shape[:-1], len(sizes)))
-    return sums.scatter_add_(-1, _places(sizes).expand(values.shape), values)
+    return torch.from_numpy(np.add.reduceat(values.numpy(), _begins(sizes), axis=-1))
 
 
 @lru_cache(maxsize=32)
-def _places(sizes: tuple[int, ...]) -> Tensor:
-    """The number of the part that each value is in."""
-    return torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+def _begins(sizes: tuple[int, ...]) -> np.ndarray:
+    """Where each part begins."""
+    return np.cumsum((0, *sizes[:-1]))
 
 
 def small(uses: Mapping[str, Use]) -> tuple[dict[str, Use], Together | None]:
@@ -84,6 +87,8 @@ def small(uses: Mapping[str, Use]) -> tuple[dict[str, Use], Together | None]:
             continue
         if type(use) is Outer and not use.formed and use.samples * use.shape.numel() <= FORMED:
             held = use.stored()
+        elif type(use) is Gather and use.samples * use.shape.numel() <= FORMED:
+            held = Dense(use.dense())
         elif type(use) is Dense and use.gradients.numel() <= FEW:
             held = use
         else:
