@@ -10,6 +10,7 @@ from tacit.capture.fingerprints import (
     fingerprints,
     first_difference,
     looked_at,
+    numbers,
     sum_fingerprint,
 )
 from tacit.errors import PrivacyError
@@ -123,3 +124,13 @@ def test_what_is_not_finite_stays_by_itself():
     assert are_alike(found, [fingerprint(gradient) for gradient in gradients]) == [True] * 20
     assert are_alike(found[:4], [*found[1:4], found[0]]) == [False] * 4
     assert are_alike([found[0]], [found[3]]) == [False]  # whatever part of infinity it may be off
+
+
+def test_numbers_of_fingerprints_of_several_kinds():
+    few = fingerprints([torch.full((2,), float(n)) for n in range(20)])
+    one = fingerprint(torch.tensor([3.0, 4.0]))
+    assert all(isinstance(each, float) for each in few)
+    assert numbers([few[1], one, few[0]]) == [pytest.approx(2**0.5), 5.0, 0.0]
+    assert numbers(few) == few
+    assert are_alike([one, 5.0], [5.0, one]) == [True, True]
+    assert first_difference([("a", one, 5.0), ("b", 5.0, few[0])]) == "b"

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, get_overridable_functions
 
+from tacit.capture import follow as follow_module
+from tacit.capture.families import MixedRowsError, NotBatchError
 from tacit.capture.follow import follow
 from tacit.capture.marks import Mark, mark_of, set_mark, tensors_in
 from tacit.capture.pointwise import POINTWISE
@@ -145,6 +147,59 @@ def test_no_call_that_is_followed_mixes_samples(kind, shape):
                 found.append(f"{name}: {form}")
     assert tried > 1000
     assert not found
+
+
+def long_way(function, sources, args, kwargs, out):
+    """What all operands say of an output, each looked at by itself, whatever is known to be the same."""
+    chosen, again = follow_module._with_a_say(function, sources, args, kwargs), []
+    if not chosen:
+        return None
+    if len(chosen) > 1:
+        args, kwargs, again = follow_module._apart(args, kwargs)
+    try:
+        return follow_module._agreed(function, [*chosen, *again], args, kwargs, out)
+    except NotBatchError:
+        return None
+    except MixedRowsError:
+        return Mark(None, lost=follow_module._name(function), mixed=True)
+
+
+class BothWays(TorchFunctionMode):
+    """Compares the short way with the long one."""
+
+    def __init__(self):
+        super().__init__()
+        self.compared, self.differ = 0, []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        marked = [value for value in tensors_in((args, kwargs)) if mark_of(value) is not None]
+        for value in tensors_in(out) if marked else ():
+            if value.dim() > 0 and not any(value is one for one in marked):
+                marks = [way(func, marked, args, kwargs, value) for way in (follow, long_way)]
+                self.compared += 1
+                if marks[0] != marks[1]:
+                    self.differ.append((func, marks))
+        return out
+
+
+@pytest.mark.parametrize("mark", [Mark(Layout(B, 1)), Mark(Layout(B, 1), pointer=True), Mark(None, reduced=True)])
+def test_the_short_way_leads_where_the_long_one_does(mark):
+    both = BothWays()
+    kind, shape = CASES[1]
+    for _, function in functions():
+        for form in ("f(h)", "f(h, h)", "f(h, other)", "f(h, 1)", "f(c, h, c)"):
+            h = inputs(kind, shape)
+            set_mark(h, mark)
+            with warnings.catch_warnings(), both:
+                warnings.simplefilter("ignore")
+                try:
+                    call(function, h)
+                except Exception:  # noqa: BLE001  it is not called like that
+                    continue
+    assert both.compared > 300
+    assert not both.differ
 
 
 @pytest.mark.filterwarnings("ignore:torch.qr is deprecated")

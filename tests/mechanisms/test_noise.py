@@ -55,6 +55,20 @@ def test_a_given_generator_is_the_only_source():
     assert NoiseSource().state_dict() == {}
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+def test_small_sums_of_all_shapes_stay_in_their_place(in_place):
+    shapes = [(), (3,), (0,), (0, 3), (3, 0), (2, 5), (2, 1, 3)]
+    totals = [torch.full(shape, 8.0) for shape in shapes]
+    for several in (totals, totals[5:6], totals[2:3]):
+        released = add_gaussian_noise(several, std=1e-6, divisor=4.0, noise=NoiseSource(), in_place=in_place)
+        assert [one.shape for one in released] == [total.shape for total in several]
+        for one, total in zip(released, several, strict=True):
+            assert (one is total) is in_place
+            torch.testing.assert_close(one, torch.full(one.shape, 2.0), rtol=0, atol=1e-4)
+            assert in_place or bool((total == 8.0).all())
+            total.fill_(8.0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("in_place", [True, False])
 def test_noise_is_added_before_the_division(dtype, in_place):

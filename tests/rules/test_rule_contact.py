@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tacit.errors import LayoutError, MixingError, NoRuleError, PrivacyError
-from tacit.rules.contact import detached, refuse_double_backward
+from tacit.rules.contact import RuleFunction, detached, refuse_double_backward
 from tacit.testing import private_gradients
 
 
@@ -25,6 +25,31 @@ def test_double_backward_is_refused_only_while_a_graph_is_recorded() -> None:
         refuse_double_backward()
     with pytest.raises(NoRuleError, match="create_graph=True"):
         refuse_double_backward()
+
+
+class Doubled(RuleFunction):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, times: int) -> Tensor:
+        assert ctx is not None
+        return x * times
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return g * 2, None
+
+
+def test_a_rule_s_function_is_applied_as_any_other() -> None:
+    x = torch.ones(3, requires_grad=True)
+    Doubled.apply(x, 2).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [2.0] * 3
+    with pytest.raises(RuntimeError, match="setup_context"):
+        torch.func.vmap(lambda row: Doubled.apply(row, 2))(x.detach())
+    kept: list[Tensor] = []
+    torch.func.grad(lambda value: (kept.append(value), value.sum())[1])(torch.ones(3))
+    out = Doubled.apply(kept[0], 2)  # what is left of a transform is unwrapped
+    assert not torch._C._functorch.is_functorch_wrapped_tensor(out)
+    assert out.tolist() == [2.0] * 3
 
 
 class Sequential(nn.Module):

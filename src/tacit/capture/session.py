@@ -17,7 +17,7 @@ from tacit.capture.gates import make_carrier, tie
 from tacit.capture.guard import LeakGuard
 from tacit.capture.inputs import batch_size, check_blank, empty_outputs, one_sample, size_of
 from tacit.capture.losses import refuse_batch_counts
-from tacit.capture.marks import Mark, clear_mark, keep_mark, map_tensors, mark_of, set_mark, tensors_in
+from tacit.capture.marks import MARK, Mark, clear_mark, keep_mark, map_tensors, mark_of, set_mark, tensors_in
 from tacit.capture.passes import Clip, ClippedSums, Pass, current_task
 from tacit.capture.recomputation import Recomputation
 from tacit.capture.running import Runner
@@ -142,13 +142,14 @@ class Session:
     # Entering a module
 
     def enter(self, entrance: Entrance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        frame = self._runner.capture.frame
+        capture = self._runner.capture
+        frame = capture.frame
         if self._regions.running:  # entered by a way that was not put aside
             raise PrivacyError(
                 f"{entrance.path} ran outside the graph that was compiled of its model, where nobody sees it. Call the "
                 "original model."
             )
-        if self._runner.capture.apart:
+        if capture.apart:
             return entrance.inner(*args, **kwargs)
         if frame is not None:
             if self._sharded is None:
@@ -307,7 +308,7 @@ class Session:
     def _refuse_marked_state(self) -> None:
         for entrance in self._entrances:
             for name, value in _state_of(entrance.module):
-                if mark_of(value) is not None:
+                if getattr(value, MARK, None) is not None:  # as `mark_of`: asked of all that the model has
                     raise MixingError(
                         f"the forward of {entrance.path} left something computed from the batch in "
                         f"`{name}`, which is saved with the model without noise. Freeze the update, or "

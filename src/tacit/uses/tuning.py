@@ -60,7 +60,8 @@ class Tuner:
 
     def pick(self, predicted: Mapping[str, float]) -> str:
         """The name of the strategy that is predicted to be the quickest."""
-        return self._forced_of(predicted) or min(predicted, key=predicted.__getitem__)
+        forced = self._forced_of(predicted) if self._forced else None
+        return forced or min(predicted, key=predicted.__getitem__)
 
     def _forced_of(self, strategies: Container[str]) -> str | None:
         return next((name for name in self._forced if name in strategies), None)
