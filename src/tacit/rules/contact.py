@@ -27,7 +27,7 @@ class RuleFunction(torch.autograd.Function):
     @classmethod
     def apply(cls, *args: Any) -> Any:
         if torch._C._are_functorch_transforms_active():
-            return super().apply(*args)  # type: ignore[misc]
+            return super().apply(*args)
         values = [_C.unwrap_if_dead(value) if isinstance(value, Tensor) else value for value in args]
         # What it comes down to where no transform is active.
         return super(torch.autograd.Function, cls).apply(*values)  # type: ignore[misc]
