@@ -236,3 +236,29 @@ def test_bounds_are_copied():
     engine, *_ = private(Network(), clipping="grouped", max_grad_norm=bounds)
     bounds["*"] = 1e9
     assert engine.max_grad_norm == {"first.*": 1.0, "*": 2.0}
+
+
+class Convolved(nn.Module):
+    """A convolution that is called once, or several times: its uses are then joined."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.calls, self.layer, self.last = calls, nn.Conv1d(1, 1, 3, padding=1), nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, x):
+        h = x[:, None]
+        for _ in range(self.calls):
+            h = torch.tanh(self.layer(h))
+        return self.last(h[:, 0])
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+@WAYS
+def test_convolutions_have_the_gradients_of_one_pass(way, calls):
+    found = []
+    for settings in (way, {}):
+        torch.manual_seed(1)
+        _, model, _, criterion, x, y = private(Convolved(calls), **settings)
+        criterion(model(x), y).backward()
+        found.append([p.grad for p in model.parameters()])
+    torch.testing.assert_close(*found)

@@ -137,7 +137,9 @@ def _described(use: Use) -> tuple[str, torch.Tensor, int]:
             how = "whole gradients of single samples, formed for the norm"
         return how, use.a, use.a.nbytes + use.g.nbytes
     if isinstance(use, Patches):
-        return "Gram matrices of pixels", use.x, use.x.nbytes + use.g.nbytes
+        pixels = use.way == "pixels"
+        how = "Gram matrices of pixels" if pixels else "whole gradients of single samples, formed for the norm"
+        return how, use.x, use.x.nbytes + use.g.nbytes
     if isinstance(use, Gather):
         return "sums over the rows that each sample looked up", use.g, use.ids.nbytes + use.g.nbytes
     if isinstance(use, Routed):

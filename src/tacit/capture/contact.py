@@ -57,6 +57,10 @@ class LeafSlot(Slot):
         return self._name in self._run.tables
 
     @property
+    def alone(self) -> bool:
+        return self._run.contacts.get(self._name) == 1
+
+    @property
     def room(self) -> Room:
         return Room() if self._traced else self._run.room
 

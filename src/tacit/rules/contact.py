@@ -42,6 +42,11 @@ class Slot(ABC):
         return False
 
     @property
+    def alone(self) -> bool:
+        """Whether forwards promised a single use of the parameter, which is joined with no other. For backwards."""
+        return False
+
+    @property
     def room(self) -> Room:
         """How much may be held of uses until the clip."""
         return Room()

@@ -26,6 +26,7 @@ from tacit.rules.linear import outer_use
 from tacit.rules.registry import rule_for
 from tacit.uses import (
     TUNER,
+    Asked,
     Dense,
     Geometry,
     Layout,
@@ -44,6 +45,9 @@ from tacit.uses import (
 
 GROUPED_POSITIONS, SMALL_PATCH = 256, 64
 """From so many output positions on whole gradients are mostly quickest, but not for patches of so few numbers."""
+
+MOST_FORMED = 4096
+"""In sums over more positions so much cancels by chance that norms of what is formed for them alone are not trusted."""
 
 MOST_POSITIONS = 144
 """Gram matrices of this many output positions at most are tried: their size grows with its square."""
@@ -87,7 +91,8 @@ class ConvFunction(RuleFunction):
             if weight_slot.deferred:
                 weight_slot.record(_undecided(x, g, weight, geometry, layout))
             else:
-                weight_slot.record(weight_use(x, g, weight, geometry, layout, weight_slot.room))
+                room, alone = weight_slot.room, weight_slot.alone
+                weight_slot.record(weight_use(x, g, weight, geometry, layout, room, alone=alone))
         if bias_slot is not None:
             bias_slot.record(Dense(layout.totals(g.flatten(2).sum(2))))
         gradient = None
@@ -96,18 +101,37 @@ class ConvFunction(RuleFunction):
         return None, gradient, None, None, None, None, None, None
 
 
-def weight_use(x: Tensor, g: Tensor, weight: Tensor, geometry: Geometry, layout: Layout, room: Room) -> Use:
+def weight_use(
+    x: Tensor, g: Tensor, weight: Tensor, geometry: Geometry, layout: Layout, room: Room, *, alone: bool = False
+) -> Use:
     """Return the use of a convolution's weight, in the form that was found quickest for these shapes.
 
-    If ``room`` is short, memory decides.
+    If ``room`` is short, memory decides. In each of two passes a use that is ``alone`` keeps input and output gradient;
+    several are joined, and what is left where they cancel must be the same in both passes: those are formed whole.
     """
     plan = _planned(x.shape, g.shape, weight.shape, geometry, layout.samples, x.dtype, x.device.type)
-    forms = _forms(x, g, weight.shape, geometry, layout)
     # Batches differ in size from step to step: those of similar size share a choice.
     key = ("convolution", plan.sizes, geometry, x.dtype, x.device, torch.get_num_threads())
+    if room.asked is not Asked.BOTH and alone and layout.samples == len(x) and prod(g.shape[2:]) <= MOST_FORMED:
+        return _in_one_pass(x, g, weight.shape, geometry, room.asked, plan, (*key, Asked.NORM))
+    forms = _forms(x, g, weight.shape, geometry, layout)
     attempts = {name: partial(clip_with, forms[name], x.device) for name in plan.held}
     chosen = TUNER.choose(key, attempts, plan.guess)
     use = forms[room.form(chosen, plan.held)]()
+    use.tried = key
+    return use
+
+
+def _in_one_pass(
+    x: Tensor, g: Tensor, shape: torch.Size, geometry: Geometry, asked: Asked, plan: Plan, key: tuple[object, ...]
+) -> Patches:
+    """The use in one of two passes: its norm is found in the quickest way; for its sum there is one."""
+    if asked is Asked.SUM:
+        return Patches(x, g, shape, geometry)
+    ways = [way for way in plan.held if way != "unfolded" or x.device.type == "cpu"]
+    forms = {way: partial(Patches, x, g, shape, geometry, way=way) for way in ways}
+    attempts = {way: partial(clip_with, form, x.device, asked) for way, form in forms.items()}
+    use = forms[TUNER.choose(key, attempts, plan.guess)]()
     use.tried = key
     return use
 

@@ -57,7 +57,8 @@ class ConvTransposeFunction(torch.autograd.Function):
         scattered = _scattered(g, x.shape[2:], weight.shape[2:], geometry)
         plain = Geometry(geometry.stride, (0,) * len(geometry.stride), geometry.dilation, geometry.groups)
         if weight_slot is not None:
-            weight_slot.record(weight_use(scattered, x, weight, plain, layout, weight_slot.room))
+            use = weight_use(scattered, x, weight, plain, layout, weight_slot.room, alone=weight_slot.alone)
+            weight_slot.record(use)
         gradient = None
         if ctx.needs_input_grad[1]:
             function = FUNCTIONS[x.dim() - 2]

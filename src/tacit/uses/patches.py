@@ -13,8 +13,18 @@ from torch import Tensor
 
 from tacit.uses.base import Use, zero_samples
 from tacit.uses.dense import Dense
-from tacit.uses.formed import BLOCK
-from tacit.uses.numerics import cancelled, cautious, excessive, out_of_range, sample_squares, sizes, wide, wide_dtype
+from tacit.uses.formed import BLOCK, formed_at_once
+from tacit.uses.numerics import (
+    block_squares,
+    cancelled,
+    cautious,
+    excessive,
+    out_of_range,
+    sample_squares,
+    sizes,
+    wide,
+    wide_dtype,
+)
 from tacit.uses.units import Units
 
 
@@ -34,15 +44,21 @@ class Geometry:
 
 
 class Patches(Use):
-    """Input ``x`` (B, C, H, W) and output gradient ``g`` (B, p, H', W') of a plain 2-d convolution.
+    """Input ``x`` (B, C, *) and output gradient ``g`` (B, p, *) of a convolution.
 
-    ``G[b]`` is the sum over positions t of g_t times the patch at t. Norms come from Gram matrices,
-    ``‖G‖² = Σ_ts (g_t·g_s)(patch_t·patch_s)``, and those of the patches from the one of the pixels, shifted:
-    ``patch_t·patch_s = Σ_o pixel_(t+o)·pixel_(s+o)``. So no patch is copied. The clipped sum is the convolution's own
-    weight gradient, with g scaled by sample.
+    ``G[b]`` is the sum over positions t of g_t times the patch at t. Of a plain 2-d convolution norms come from Gram
+    matrices, ``‖G‖² = Σ_ts (g_t·g_s)(patch_t·patch_s)``, and those of the patches from the one of the pixels, shifted:
+    ``patch_t·patch_s = Σ_o pixel_(t+o)·pixel_(s+o)``. So no patch is copied. Of any other, or where that is quicker, G
+    is formed for the norm, a few samples at a time. The clipped sum is the convolution's own weight gradient, with g
+    scaled by sample.
+
+    Args:
+        x, g, shape, geometry: as above.
+        way: how the norm is found: "pixels", or how G is formed for it, "grouped" or "unfolded" (without groups).
     """
 
-    def __init__(self, x: Tensor, g: Tensor, shape: torch.Size, geometry: Geometry) -> None:
+    def __init__(self, x: Tensor, g: Tensor, shape: torch.Size, geometry: Geometry, *, way: str = "pixels") -> None:
+        self.way = way
         self.x = x
         self.g = g
         self.samples = x.shape[0]
@@ -53,7 +69,34 @@ class Patches(Use):
     def parts(self) -> tuple[Tensor, ...]:
         return self.x, self.g
 
+    def lengths(self) -> Tensor:
+        """A bound on the lengths of each sample's terms together: ``(B,)``, float64."""
+        x_squares, g_squares = self.part_squares()
+        # Each pixel is in at most as many patches as the kernel has places.
+        return (x_squares * prod(self.shape[2:]) * g_squares).sqrt()
+
     def squared_norms(self) -> Tensor:
+        return self._gram_norms() if self.way == "pixels" else self._formed_norms()
+
+    def _formed_norms(self) -> Tensor:
+        """Those of whole gradients; again in float64 where they are mostly rounding error of what cancelled."""
+        squares = torch.empty(self.samples, dtype=torch.float64, device=self.device)
+        dtype = wide_dtype(self.x)
+        some = formed_at_once(self.samples, self.shape[0], prod(self.shape[1:]), dtype.itemsize)
+        form = gradients_by_patches if self.way == "unfolded" else row_gradients
+        for start in range(0, self.samples, some):
+            part = slice(start, start + some)
+            formed = form(wide(self.x[part]), wide(self.g[part]), self.shape, self.geometry)
+            squares[part] = block_squares(formed.flatten(1))
+        doubtful = cancelled(squares, self.lengths().square(), dtype)
+        if dtype == torch.float32:
+            for each in (*self.part_squares(), squares):
+                doubtful |= out_of_range(each)
+        if bool(doubtful.any()):
+            squares[doubtful] = sample_squares(self._part(doubtful).dense())
+        return squares
+
+    def _gram_norms(self) -> Tensor:
         x, rows = wide(self.x), wide(self.g).flatten(2)
         patches = self._patch_grams(x)
         grams = torch.bmm(rows.transpose(1, 2), rows)
@@ -86,9 +129,7 @@ class Patches(Use):
         return Patches(self.x[chosen].double(), self.g[chosen].double(), self.shape, self.geometry)
 
     def weighted_sum(self, factors: Tensor, limit: float) -> Tensor:
-        # Each pixel is in at most as many patches as the kernel has places.
-        lengths = (sample_squares(self.x) * prod(self.shape[2:]) * sample_squares(self.g)).sqrt()
-        apart = excessive(lengths, factors, limit)
+        apart = excessive(self.lengths(), factors, limit)
         if not bool(apart.any()):
             return self._sum(factors)
         rest = torch.tensordot(factors[apart].double(), self._part(apart).dense(), 1)
@@ -96,15 +137,17 @@ class Patches(Use):
 
     def _sum(self, factors: Tensor) -> Tensor:
         x, g = wide(self.x), wide(self.g)
-        scaled = g * factors.to(g.dtype)[:, None, None, None]
-        found: Tensor = gradients(scaled, x, x.new_empty(self.shape), self.geometry, 1, [False, True, False])[1]
+        scaled = g * factors.to(g.dtype).reshape(-1, *[1] * (g.dim() - 1))
+        groups, wanted = self.geometry.groups, [False, True, False]
+        found: Tensor = gradients(scaled, x, x.new_empty(self.shape), self.geometry, groups, wanted)[1]
         return found
 
     def dense(self) -> Tensor:
         return row_gradients(wide(self.x), wide(self.g), self.shape, self.geometry)
 
     def without(self, dropped: Tensor) -> Use:
-        return Patches(zero_samples(self.x, dropped), zero_samples(self.g, dropped), self.shape, self.geometry)
+        x, g = zero_samples(self.x, dropped), zero_samples(self.g, dropped)
+        return Patches(x, g, self.shape, self.geometry, way=self.way)
 
     def transposed(self) -> Use:
         return Dense(self.dense()).transposed()
