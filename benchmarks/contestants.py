@@ -61,7 +61,7 @@ Make = Callable[[Case, float, dict[str, Any]], Contestant | None]
 """``(case, noise multiplier, overrides of the case's sizes) -> contestant``, or None if it cannot take part."""
 
 
-def _ingredients(case: Case, overrides: dict[str, Any], device: str) -> tuple[nn.Module, SGD, DataLoader[Any]]:
+def ingredients(case: Case, overrides: dict[str, Any], device: str) -> tuple[nn.Module, SGD, DataLoader[Any]]:
     model, data = case.make(**overrides)
     model = model.to(device).train()
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -70,7 +70,7 @@ def _ingredients(case: Case, overrides: dict[str, Any], device: str) -> tuple[nn
 
 def _plain(device: str) -> Make:
     def make(case: Case, _noise: float, overrides: dict[str, Any]) -> Contestant:
-        return Contestant("plain", *_ingredients(case, overrides, device), case.criterion, device)
+        return Contestant("plain", *ingredients(case, overrides, device), case.criterion, device)
 
     return make
 
@@ -79,7 +79,7 @@ def _private(name: str, engine: Any, mode: str, device: str) -> Make:
     """``engine`` is tacit's or Opacus's class: both have the same ``make_private``, but for the order of results."""
 
     def make(case: Case, noise: float, overrides: dict[str, Any]) -> Contestant:
-        model, optimizer, loader = _ingredients(case, overrides, device)
+        model, optimizer, loader = ingredients(case, overrides, device)
         # Opacus changes its default criterion in place: each gets a new one.
         criterion: Any = case.criterion if engine is PrivacyEngine else nn.CrossEntropyLoss()
         extra: dict[str, Any] = {"criterion": criterion} if mode == "ghost" else {}
@@ -103,8 +103,9 @@ def _private(name: str, engine: Any, mode: str, device: str) -> Make:
 
 
 MODES = ("auto", "ghost", "hooks")
-CHOICES = (*MODES, "per_layer")
-"""The last clips layer by layer, and so takes another step than the others."""
+BARE = "bare"
+CHOICES = (*MODES, "per_layer", BARE)
+"""``per_layer`` clips by layers, and so takes another step than the others; of the last see `benchmarks.bare`."""
 
 
 def tacit_contestants(modes: Sequence[str] = MODES, device: str = "cpu") -> list[Make]:
@@ -138,12 +139,16 @@ def _if_it_can(make: Make) -> Make:
 
 
 def contestants(against: str | None, modes: Sequence[str] = MODES, device: str = "cpu") -> list[Make]:
-    """Plain first, then tacit's modes, then the peer if one was named and is there."""
+    """Plain first, then tacit's modes, then the bare step if asked for, then the peer if one was named and is there."""
     peers = opacus_contestants(device) if against == "opacus" else []
     if peers is None:
         print("opacus is not installed: going on without it.")
         peers = []
-    return [_plain(device), *tacit_contestants(modes, device), *peers]
+    from benchmarks.bare import bare  # it needs what is above
+
+    by_hand = [bare(device)] if BARE in modes else []
+    own = tacit_contestants([mode for mode in modes if mode != BARE], device)
+    return [_plain(device), *own, *by_hand, *peers]
 
 
 @contextmanager
