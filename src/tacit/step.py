@@ -356,9 +356,7 @@ class Releaser:
         released = add_gaussian_noise(parts, std=std, divisor=divisor, noise=self._noise, in_place=True)
         gradients: dict[str, Tensor] = {}
         for (name, parameter), total, part in zip(trainable.items(), totals, released, strict=True):
-            gradients[name] = gradient = like(total, part.to(parameter.dtype))
-            if parameter.grad is not gradient:
-                parameter.grad = gradient
+            parameter.grad = gradients[name] = like(total, part.to(parameter.dtype))
         self._gradients.accept_all(gradients)
         self.forget()
 
