@@ -120,6 +120,34 @@ def test_a_larger_batch_has_memory_of_its_own_and_room_in_the_next_backward():
     assert workspace.size > 8 * LEAST
 
 
+def test_what_is_held_through_many_backwards_does_not_make_room_for_all_of_them():
+    workspace = warm(2)
+    size = workspace.size
+    held = workspace.filled(SHAPE, torch.float32, ones)
+    for _ in range(50):
+        workspace.begin()
+        for _ in range(2):
+            workspace.filled(SHAPE, torch.float32, ones)
+    del held
+    workspace.begin()
+    assert workspace.size == size
+    place = workspace.filled(SHAPE, torch.float32, ones).data_ptr()
+    assert workspace.filled(SHAPE, torch.float32, ones).data_ptr() == place
+
+
+def test_what_is_held_from_one_backward_into_the_next_takes_its_place_there():
+    workspace = warm(1)
+    size = workspace.size
+    held = workspace.filled(SHAPE, torch.float32, ones)
+    workspace.begin()
+    several = [workspace.filled(SHAPE, torch.float32, ones) for _ in range(4)]
+    assert len({held.data_ptr(), *[tensor.data_ptr() for tensor in several]}) == 5
+    del held, several
+    workspace.begin()
+    assert 4 * 2 * LEAST <= workspace.size < 5 * 2 * LEAST
+    assert workspace.size > size
+
+
 def test_what_is_let_go_of_one_by_one_takes_the_memory_of_one():
     workspace = Workspace(always_mapped)
     for _ in range(PATIENCE + 1):

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable
 from mmap import PAGESIZE
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,11 +53,12 @@ class Workspace:
     def __init__(self, pages: Callable[[], int] = mapped_pages) -> None:
         self.size = 0
         self._pages = pages
-        self._block = torch.empty(0, dtype=torch.uint8).numpy()
+        self._block = _bytes(0)
         self._out: set[int] = set()  # changed by whoever lets go of the last tensor, in any thread
         self._number = 0
         self._turn = threading.Lock()
         self._offset = 0  # behind what was handed out since all was free
+        self._begun = 0  # where it was when this backward began: what is held for long must not add up
         self._most = 0
         self._formed, self._mapped, self._streak = 0, 0, 0
 
@@ -65,11 +67,12 @@ class Workspace:
         if self._formed:
             self._streak = self._streak + 1 if 4 * self._mapped * PAGESIZE >= self._formed else 0
         self._formed = self._mapped = 0
-        if not self._out and self._most > self.size and (self.size or self._streak >= PATIENCE):
-            self.size = self._most + self._most // 8  # batches differ in size
-            self._block = torch.empty(0, dtype=torch.uint8).numpy()  # the old one goes before the new one comes
-            self._block = torch.empty(self.size, dtype=torch.uint8).numpy()
-        self._most = 0
+        with self._turn:
+            most, self._most, self._begun = self._most, 0, self._offset
+            if not self._out and most > self.size and (self.size or self._streak >= PATIENCE):
+                self.size, self._block = 0, _bytes(0)  # the old one goes before the new one comes
+                self._block = _bytes(most + most // 8)  # batches differ in size
+                self.size = self._block.nbytes
 
     def filled(self, shape: tuple[int, ...], dtype: torch.dtype, fill: Fill) -> Tensor:
         """A tensor that ``fill`` has written."""
@@ -87,13 +90,18 @@ class Workspace:
             return torch.empty(shape, dtype=dtype)
         with self._turn:
             if not self._out:
-                self._offset = 0
+                self._offset = self._begun = 0
             start, stop = self._offset, self._offset + size
             self._offset = -(-stop // _ALIGNED) * _ALIGNED
-            self._most = max(self._most, self._offset)
+            self._most = max(self._most, self._offset - self._begun)
             fits = stop <= self.size
-            part = self._block[start:stop] if fits else torch.empty(size, dtype=torch.uint8).numpy()
+            part = self._block[start:stop] if fits else _bytes(size)
             self._number += 1
             self._out.add(self._number)
             weakref.finalize(part, self._out.discard, self._number).atexit = False
         return torch.from_numpy(part).view(dtype).view(shape)
+
+
+def _bytes(size: int) -> np.ndarray:
+    """An array in memory of torch's."""
+    return torch.empty(size, dtype=torch.uint8).numpy()
