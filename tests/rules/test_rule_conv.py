@@ -230,6 +230,17 @@ def test_positional_arguments(exact: Any) -> None:
     exact.op(lambda x, w: torch.conv2d(x, w, None, [2], [1]), torch.randn(3, 4, 5, 5), w=(2, 4, 3, 3))
 
 
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("samples", [1, 5])
+def test_one_position_of_an_input_with_channels_last(exact: Any, strategy: str, groups: int, samples: int) -> None:
+    """A transposed (B, 1, C): torch tells the order of its dimensions by the strides of sizes that are 1."""
+    exact.op(
+        lambda x, w: torch.conv1d(x.transpose(1, 2), w, padding=1, groups=groups),
+        torch.randn(samples, 1, 4),
+        w=(4, 4 // groups, 3),
+    )
+
+
 def test_a_patch_embedding(exact_any: Any) -> None:
     exact_any.op(
         lambda x, w, b: F.conv2d(x, w, b, stride=4).flatten(2).transpose(1, 2),

@@ -173,11 +173,16 @@ def gradients(g: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, groups: 
 def row_gradients(x: Tensor, g: Tensor, shape: Sequence[int], geometry: Geometry) -> Tensor:
     """Weight gradient of each row, (N, *shape): rows folded into channel groups of one convolution."""
     size = x.shape[0]
-    folded_x = x.reshape(1, -1, *x.shape[2:])
-    folded_g = g.reshape(1, -1, *g.shape[2:])
+    folded_x, folded_g = _folded(x), _folded(g)
     like = x.new_empty(size * shape[0], *shape[1:])
     found = gradients(folded_g, folded_x, like, geometry, size * geometry.groups, [False, True, False])[1]
     return found.view(size, *shape)  # type: ignore[no-any-return]
+
+
+def _folded(rows: Tensor) -> Tensor:
+    """Rows as channels, (N, C, *) → (1, N·C, *). Strides of sizes that are 1 must say nothing of channels that come
+    last: torch would form the gradient in that order, and then refuse it."""
+    return rows.reshape(-1).view(1, rows.shape[0] * rows.shape[1], *rows.shape[2:])
 
 
 def gradients_by_patches(x: Tensor, g: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
