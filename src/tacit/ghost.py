@@ -118,13 +118,12 @@ class _Norms:
                 f"more gradients of {name!r} arrived than its forward announced, so its norm cannot be told. "
                 'Use grad_sample_mode="auto" for this model.'
             )
-        waiting = self._waiting.setdefault(name, [])
         with FullPrecision(use.device):
-            waiting += by_unit([use], self._run)
-            if len(waiting) == self._expected.get(name, 0):
-                self._close(name)
-            # Last: the norms of its parts may then be known.
             self.seen.setdefault(name, []).append(Fingerprint(use))
+        waiting = self._waiting.setdefault(name, [])
+        waiting += by_unit([use], self._run)
+        if len(waiting) == self._expected.get(name, 0):
+            self._close(name)
 
     def _close(self, name: str) -> None:
         waiting = self._waiting.pop(name)
@@ -157,8 +156,7 @@ class _Sums:
             raise _differ(name)
         self._most.append(self._most_of(name))
         with FullPrecision(use.device):
-            first = expected.pop(0)
-            self._pairs.append((first, Fingerprint(use, first)))
+            self._pairs.append((expected.pop(0), Fingerprint(use)))
             (use,) = by_unit([use], self._run)
             if self._dropped is not None:
                 use = use.without(self._dropped)

@@ -44,10 +44,6 @@ class Use(ABC):
             self._part_squares = tuple(sample_squares(part) for part in numbers)
         return self._part_squares
 
-    def know_part_squares(self, squares: tuple[Tensor, ...]) -> None:
-        """Take these sums of squares of the parts, which need not be summed again."""
-        self._part_squares = squares
-
     @property
     def device(self) -> torch.device:
         return self.parts[0].device

@@ -7,14 +7,13 @@ writes into what it was given. The factors of the first would then not bound wha
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from tacit.uses.base import Use
-from tacit.uses.dense import Dense
 from tacit.uses.numerics import wide
 from tacit.uses.outer import Outer
 
@@ -27,56 +26,32 @@ SLACK = 2.0**-16
 
 
 class Fingerprint:
-    """Numbers that tell the parts of a use.
-
-    Of a part that has many rows for each sample they are its components along two random directions, found in one
-    reading. Of a part of one row, and of whole gradients, they are the norm, on which the bound depends alone, and one
-    such component.
+    """Numbers that tell the parts of a use: each sample's norm, and its component along a random direction.
 
     Both passes see the same parts of a matrix product, its two factors, whichever form each chooses. Where the first
     one forms their product, whose terms may cancel, the product's own component is held to *its* norm as well.
-
-    Args:
-        use: what a pass saw.
-        first: of a second pass, what the first one saw in its place: the norms of its parts, which numbers are held
-            to, are then the use's, too, and are not formed again.
 
     Attributes:
         lengths: ``(B,)``: a bound on the lengths of each sample's terms together.
     """
 
-    def __init__(self, use: Use, first: Fingerprint | None = None) -> None:
+    def __init__(self, use: Use) -> None:
         self._shapes = [part.shape for part in use.parts]
-        self._numbers: list[Tensor] = []
-        rows = [_rows(part) for part in use.parts]
-        along = [_along(part, place) for place, part in enumerate(rows)]
-        by_norm = [isinstance(use, Dense) or part.shape[1] == 1 for part in rows]
-        known = None if first is None or first._shapes != self._shapes or any(by_norm) else first
-        if known is not None:
-            use.know_part_squares(known._squares)
-        self._squares: tuple[Tensor, ...] = use.part_squares()
-        for part, held, squares in zip(along, by_norm, self._squares, strict=True):
-            self._numbers += [squares.sqrt(), _across(part)[0]] if held else _across(part).unbind()
-        product = use if isinstance(use, Outer) and use.a.shape[1] > 1 else None
-        if product is not None:
-            self._numbers.append((along[0][0] * along[1][0]).sum(1))
-        if first is None:
-            self._hold(use, [norms.sqrt() for norms in self._squares], product)
-
-    def _hold(self, use: Use, norms: Sequence[Tensor], product: Outer | None) -> None:
-        """Keep what differences are measured by: of each number, by what norm, and how much of it."""
-        self.lengths = torch.ones_like(norms[0])
-        self._norms: list[Tensor] = []
-        self._tolerances: list[float] = []
-        for part, norm in zip(use.parts, norms, strict=True):
-            self._norms += [norm] * 2
-            self._tolerances += [TOLERANCE.get(part.dtype, 0.0)] * 2
-            self.lengths = self.lengths * (norm if part.is_floating_point() else part[0].numel() ** 0.5)
-        self._sizes = list(self._norms)
-        if product is not None:
-            self._norms.append(_norm_of_product(product))
-            self._tolerances.append(self._tolerances[-1] if product.formed else 1.0)
-            self._sizes.append(self.lengths)
+        numbers, limits, sizes = [], [], []
+        rows = [_rows_along(part, place) for place, part in enumerate(use.parts)]
+        lengths = torch.ones(use.samples, dtype=torch.float64, device=use.device)
+        for part, along, squares in zip(use.parts, rows, use.part_squares(), strict=True):
+            norm = squares.sqrt()
+            numbers += [norm, along.mv(_direction(along.shape[1], -1, along.dtype, along.device)).double()]
+            limits += [TOLERANCE.get(part.dtype, 0.0) * norm] * 2
+            sizes += [norm] * 2
+            lengths = lengths * norm if part.is_floating_point() else lengths * part[0].numel() ** 0.5
+        if isinstance(use, Outer) and use.a.shape[1] > 1:
+            numbers.append((rows[0] * rows[1]).sum(1).double())
+            limits.append(_limit_of_product(use))
+            sizes.append(lengths)
+        self._numbers, self._limits, self._sizes = torch.stack(numbers), torch.stack(limits), torch.stack(sizes)
+        self.lengths = lengths
 
     def differs(self, other: Fingerprint) -> Tensor:
         """Whether any sample of a second pass is another: a boolean scalar."""
@@ -92,65 +67,41 @@ def any_differ(pairs: Sequence[tuple[Fingerprint, Fingerprint]], most: Sequence[
             are much longer, for they cancel, a small change of them is a large one of their sum: then as much less is
             let pass, down to nothing. Two passes over one graph see the same to the last bit.
     """
-    device = pairs[0][0]._numbers[0].device
+    device = pairs[0][0]._numbers.device
     if any(first._shapes != second._shapes for first, second in pairs):
         return torch.tensor(True, device=device)
-    once = torch.cat([number for first, _ in pairs for number in first._numbers])
-    again = torch.cat([number for _, second in pairs for number in second._numbers])
-    norms = [norm for first, _ in pairs for norm in first._norms]
-    tolerances = [tolerance for first, _ in pairs for tolerance in first._tolerances]
-    limits = torch.cat(list(torch._foreach_mul(norms, tolerances)))
+    once, again = (_together(each._numbers for each in several) for several in zip(*pairs, strict=True))
+    limits = _together(first._limits for first, _ in pairs)
     if most is not None:
-        limits = torch.minimum(limits, _strict(pairs, most))
+        shares = (SLACK * bound / first.lengths for bound, (first, _) in zip(most, pairs, strict=True))
+        strict = [share * first._sizes for share, (first, _) in zip(shares, pairs, strict=True)]
+        limits = torch.minimum(limits, _together(strict).nan_to_num(nan=math.inf))
     same = (once - again).abs() <= limits
-    # A number that left its type's range, though what it is of did not, tells nothing: it passes for no other.
-    both_lost = ~torch.isfinite(once) & ~torch.isfinite(again) & ~torch.isfinite(torch.cat(norms))
+    both_lost = ~torch.isfinite(once) & ~torch.isfinite(again)
     return ~(same | both_lost).all()
 
 
-def _strict(pairs: Sequence[tuple[Fingerprint, Fingerprint]], most: Sequence[Tensor]) -> Tensor:
-    """What numbers may differ by where terms are much longer than what is let through of their sum."""
-    shares = [SLACK * bound / first.lengths for bound, (first, _) in zip(most, pairs, strict=True)]
-    each = [share * size for share, (first, _) in zip(shares, pairs, strict=True) for size in first._sizes]
-    return torch.cat(each).nan_to_num(nan=math.inf)
+def _together(numbers: Iterable[Tensor]) -> Tensor:
+    return torch.cat([each.flatten() for each in numbers])
 
 
-def _norm_of_product(use: Outer) -> Tensor:
+def _limit_of_product(use: Outer) -> Tensor:
     if not use.formed:
         return torch.full((use.samples,), math.inf, dtype=torch.float64, device=use.device)
-    return use.squared_norms().sqrt()
+    return TOLERANCE.get(use.g.dtype, 0.0) * use.squared_norms().sqrt()
 
 
-def _rows(part: Tensor) -> Tensor:
-    """Each sample's rows: ``(B, T, width)``; a part ``(B, n)`` is one row."""
+def _rows_along(part: Tensor, which: int) -> Tensor:
+    """The component of each row of each sample along a direction: ``(B, T)``; a part ``(B, n)`` is one row."""
     values = wide(part) if part.is_floating_point() else part.double()
-    return values.reshape(len(part), 1, -1) if part.dim() < 3 else values.flatten(2)
+    width = part.shape[-1] if part.dim() > 1 else 1
+    rows = values.reshape(-1, width)
+    return rows.mv(_direction(width, which, rows.dtype, rows.device)).view(part.shape[0], -1)
 
 
-def _along(rows: Tensor, which: int) -> Tensor:
-    """The components of each row along two directions: ``(2, B, T)``, float64; the rows are read once."""
-    samples, count, width = rows.shape
-    directions, scale = _directions(width, which, rows.dtype, rows.device)
-    components = torch.mm(directions, rows.reshape(-1, width).t())
-    return components.view(2, samples, count).double().mul_(scale)
-
-
-def _across(along: Tensor) -> Tensor:
-    """Of these, the components along a direction for each: ``(2, B)``."""
-    directions, scale = _directions(along.shape[2], -1, along.dtype, along.device)
-    return (along * (scale * directions)[:, None]).sum(2)
-
-
-@lru_cache(maxsize=256)
-def _directions(size: int, which: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, float]:
-    """Numbers of either sign, all different and of about one size: each counts, and two that change places tell.
-
-    Returns:
-        two rows ``(2, size)`` of length 1 about, so that components are not larger than what they are of; and the power
-        of 2 that makes the numbers as large as 1.
-    """
+@lru_cache(maxsize=64)
+def _direction(size: int, which: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers of either sign, all different and of about one size: each counts, and two that change places tell."""
     generator = torch.Generator().manual_seed(8 * size + which + 1)
-    signs = 2 * torch.randint(0, 2, (2, size), generator=generator) - 1
-    numbers = signs * (0.5 + torch.rand((2, size), generator=generator, dtype=torch.float64))
-    scale = 2.0 ** math.ceil(math.log2(size) / 2) if size else 1.0
-    return (numbers / scale).to(device, dtype), scale
+    signs = 2 * torch.randint(0, 2, (size,), generator=generator) - 1
+    return (signs * (0.5 + torch.rand(size, generator=generator, dtype=torch.float64))).to(device, dtype)

@@ -110,13 +110,11 @@ class Outer(Use):
         lengths = (a_squares * g_squares).clamp(min=0).sqrt().sum(1)
         squares = grams.mul_(grad_grams).sum((1, 2), dtype=torch.float64)
         doubtful = cancelled(squares, lengths.square(), a.dtype)
-        parts = a_squares.sum(1), g_squares.sum(1)
         if a.dtype == torch.float32:
-            doubtful |= out_of_range(parts[0]) | out_of_range(parts[1]) | out_of_range(squares)
+            doubtful |= out_of_range(a_squares.sum(1)) | out_of_range(g_squares.sum(1)) | out_of_range(squares)
         squares = cautious(squares, sizes(grams), a.dtype)
         if not bool(doubtful.any()):  # else they may be mostly rounding error, too
             self._lengths = lengths
-            self._part_squares = self._part_squares or parts
         return self._in_double(squares, doubtful)
 
     def _in_double(self, squares: Tensor, doubtful: Tensor) -> Tensor:
