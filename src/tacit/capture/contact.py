@@ -68,10 +68,6 @@ class LeafSlot(Slot):
     def deferred(self) -> bool:
         return self._traced
 
-    def expect(self, size: Callable[[], int]) -> None:
-        if not self._traced:
-            self._run.room.expect(size())
-
     def looked_up(self) -> None:
         self._run.tables.add(self._name)
 

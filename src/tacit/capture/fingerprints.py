@@ -37,7 +37,7 @@ def fingerprint(gradient: Tensor, *, times: float = 1.0) -> Tensor:
 
 def fingerprints(gradients: Sequence[Tensor], *, times: float = 1.0) -> list[Fingerprint]:
     """The fingerprint of each. Small ones are looked at together: by itself, each costs more in calls than in sums."""
-    here = [value if type(value) is Tensor else local(value) for value in gradients]
+    here = [local(value) for value in gradients]
     seen = [value.detach() if value.requires_grad else value for value in here]
     few = [place for place, value in enumerate(seen) if value.numel() <= _SMALL]
     if len(few) < 2 or len({(seen[place].device, seen[place].dtype) for place in few}) > 1:

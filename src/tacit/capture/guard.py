@@ -296,5 +296,5 @@ def refuse_accumulation_hooks(name: str, parameter: Tensor) -> None:
 
 
 def _identity(value: Tensor) -> tuple[int, int]:
-    here = value if type(value) is Tensor else local(value)
+    here = local(value)
     return here.data_ptr(), here._version

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tacit.uses import Layout
 
-MARK = "_tacit_mark"
+_MARK = "_tacit_mark"
 _PLAIN = frozenset([bool, int, float, str, type(None), torch.Size, torch.dtype, torch.device])
 
 
@@ -38,11 +38,11 @@ class Mark:
 
 
 def mark_of(value: object) -> Mark | None:
-    return getattr(value, MARK, None)
+    return getattr(value, _MARK, None)
 
 
 def set_mark(value: Tensor, mark: Mark) -> None:
-    setattr(value, MARK, mark)
+    setattr(value, _MARK, mark)
 
 
 def keep_mark(before: Tensor, after: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def keep_mark(before: Tensor, after: Tensor) -> Tensor:
 
 def clear_mark(value: Tensor) -> None:
     if mark_of(value) is not None:
-        delattr(value, MARK)
+        delattr(value, _MARK)
 
 
 def tensors_in(value: object) -> list[Tensor]:

@@ -20,7 +20,7 @@ from tacit.capture.escapes import Escapes
 from tacit.capture.follow import VIEW_GETTERS, follow
 from tacit.capture.frames import in_autograd_function, in_reentrant_checkpoint
 from tacit.capture.losses import COUPLING, uncoupled_mean
-from tacit.capture.marks import MARK, Mark, clear_mark, mark_of, set_mark, tensors_in
+from tacit.capture.marks import Mark, clear_mark, mark_of, set_mark, tensors_in
 from tacit.capture.overwritten import Overwritten, stale_error
 from tacit.capture.views import embed_once, note_view
 from tacit.capture.writes import check_written, keeps_aliases, mark_written, moved_error
@@ -296,7 +296,7 @@ def _sort(values: Any, marked: list[Tensor], trainable: list[Tensor]) -> None:
     """Sort tensor arguments into those of the batch and unmarked ones that require a gradient."""
     for value in values:
         if isinstance(value, Tensor):
-            if getattr(value, MARK, None) is not None:  # as `mark_of`: asked of all that calls are given
+            if mark_of(value) is not None:
                 marked.append(value)
             elif value.requires_grad:
                 trainable.append(value)

@@ -17,7 +17,7 @@ from tacit.capture.gates import make_carrier, tie
 from tacit.capture.guard import LeakGuard
 from tacit.capture.inputs import batch_size, check_blank, empty_outputs, one_sample, size_of
 from tacit.capture.losses import refuse_batch_counts
-from tacit.capture.marks import MARK, Mark, clear_mark, keep_mark, map_tensors, mark_of, set_mark, tensors_in
+from tacit.capture.marks import Mark, clear_mark, keep_mark, map_tensors, mark_of, set_mark, tensors_in
 from tacit.capture.passes import Clip, ClippedSums, Pass, current_task
 from tacit.capture.recomputation import Recomputation
 from tacit.capture.running import Runner
@@ -308,7 +308,7 @@ class Session:
     def _refuse_marked_state(self) -> None:
         for entrance in self._entrances:
             for name, value in _state_of(entrance.module):
-                if getattr(value, MARK, None) is not None:  # as `mark_of`: asked of all that the model has
+                if mark_of(value) is not None:
                     raise MixingError(
                         f"the forward of {entrance.path} left something computed from the batch in "
                         f"`{name}`, which is saved with the model without noise. Freeze the update, or "

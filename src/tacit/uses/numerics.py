@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -104,6 +106,24 @@ def cancelled(squares: Tensor, bound: Tensor, precision: torch.dtype) -> Tensor:
     """
     epsilon = torch.finfo(precision).eps
     return (squares < SUSPICION * epsilon * bound) & torch.isfinite(bound)
+
+
+def untrusted(squares: Tensor, bound: Tensor, parts: Sequence[Tensor], precision: torch.dtype) -> Tensor:
+    """Tell which squared norms of products of two factors are to be computed again, in float64: a mask ``(B,)``.
+
+    They may be mostly rounding error, see :func:`cancelled`, or are of numbers that float32 may not square.
+
+    Args:
+        squares: computed squared norms, ``(B,)``.
+        bound: squared norms if nothing cancelled, ``(B,)``.
+        parts: squared norms of the factors, ``(B,)`` each.
+        precision: the type in which the terms were computed.
+    """
+    found = cancelled(squares, bound, precision)
+    if precision == torch.float32:
+        for each in (*parts, squares):
+            found |= out_of_range(each)
+    return found
 
 
 def cautious(squares: Tensor, terms: Tensor, precision: torch.dtype) -> Tensor:

@@ -13,7 +13,7 @@ from tacit.uses.base import Use, zero_samples
 from tacit.uses.cost import Asked
 from tacit.uses.dense import Dense
 from tacit.uses.formed import product_squares
-from tacit.uses.numerics import cancelled, cautious, excessive, out_of_range, sample_squares, sizes, wide, wide_dtype
+from tacit.uses.numerics import cautious, excessive, sample_squares, sizes, untrusted, wide, wide_dtype
 from tacit.uses.units import Units
 from tacit.uses.workspace import Workspace
 
@@ -95,10 +95,7 @@ class Outer(Use):
     def _formed_norms(self) -> Tensor:
         """Those of whole gradients; again in float64 where they are mostly rounding error of what cancelled."""
         squares = product_squares(self.g, self.a)
-        doubtful = cancelled(squares, self.lengths().square(), wide_dtype(self.a))
-        if wide_dtype(self.a) == torch.float32:
-            a_squares, g_squares = self.part_squares()
-            doubtful |= out_of_range(a_squares) | out_of_range(g_squares) | out_of_range(squares)
+        doubtful = untrusted(squares, self.lengths().square(), self.part_squares(), wide_dtype(self.a))
         return self._in_double(squares, doubtful)
 
     def _gram_norms(self) -> Tensor:
@@ -109,9 +106,7 @@ class Outer(Use):
         a_squares, g_squares = _diagonals(grams), _diagonals(grad_grams)
         lengths = (a_squares * g_squares).clamp(min=0).sqrt().sum(1)
         squares = grams.mul_(grad_grams).sum((1, 2), dtype=torch.float64)
-        doubtful = cancelled(squares, lengths.square(), a.dtype)
-        if a.dtype == torch.float32:
-            doubtful |= out_of_range(a_squares.sum(1)) | out_of_range(g_squares.sum(1)) | out_of_range(squares)
+        doubtful = untrusted(squares, lengths.square(), (a_squares.sum(1), g_squares.sum(1)), a.dtype)
         squares = cautious(squares, sizes(grams), a.dtype)
         if not bool(doubtful.any()):  # else they may be mostly rounding error, too
             self._lengths = lengths

@@ -16,12 +16,11 @@ from tacit.uses.dense import Dense
 from tacit.uses.formed import BLOCK, formed_at_once
 from tacit.uses.numerics import (
     block_squares,
-    cancelled,
     cautious,
     excessive,
-    out_of_range,
     sample_squares,
     sizes,
+    untrusted,
     wide,
     wide_dtype,
 )
@@ -88,13 +87,7 @@ class Patches(Use):
             part = slice(start, start + some)
             formed = form(wide(self.x[part]), wide(self.g[part]), self.shape, self.geometry)
             squares[part] = block_squares(formed.flatten(1))
-        doubtful = cancelled(squares, self.lengths().square(), dtype)
-        if dtype == torch.float32:
-            for each in (*self.part_squares(), squares):
-                doubtful |= out_of_range(each)
-        if bool(doubtful.any()):
-            squares[doubtful] = sample_squares(self._part(doubtful).dense())
-        return squares
+        return self._in_double(squares, untrusted(squares, self.lengths().square(), self.part_squares(), dtype))
 
     def _gram_norms(self) -> Tensor:
         x, rows = wide(self.x), wide(self.g).flatten(2)
@@ -103,10 +96,10 @@ class Patches(Use):
         a_squares, g_squares = (torch.diagonal(each, dim1=1, dim2=2).double() for each in (patches, grams))
         lengths = (a_squares * g_squares).clamp(min=0).sqrt().sum(1)
         squares = patches.mul_(grams).sum((1, 2), dtype=torch.float64)
-        doubtful = cancelled(squares, lengths.square(), x.dtype)
-        if x.dtype == torch.float32:
-            doubtful |= out_of_range(a_squares.sum(1)) | out_of_range(g_squares.sum(1)) | out_of_range(squares)
-        squares = cautious(squares, sizes(patches), x.dtype)
+        doubtful = untrusted(squares, lengths.square(), (a_squares.sum(1), g_squares.sum(1)), x.dtype)
+        return self._in_double(cautious(squares, sizes(patches), x.dtype), doubtful)
+
+    def _in_double(self, squares: Tensor, doubtful: Tensor) -> Tensor:
         if bool(doubtful.any()):
             squares[doubtful] = sample_squares(self._part(doubtful).dense())
         return squares

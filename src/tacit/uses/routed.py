@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tacit.uses.base import Use, zero_samples
 from tacit.uses.dense import Dense
-from tacit.uses.numerics import cancelled, cautious, excessive, out_of_range, sample_squares, sizes, wide
+from tacit.uses.numerics import cautious, excessive, sample_squares, sizes, untrusted, wide
 from tacit.uses.units import Units
 
 
@@ -38,9 +38,7 @@ class Routed(Use):
         lengths = torch.diagonal(products, dim1=1, dim2=2).double().clamp(min=0).sqrt().sum(1)
         products.masked_fill_(self.expert[:, :, None] != self.expert[:, None, :], 0)
         squares = products.sum((1, 2), dtype=torch.float64)
-        doubtful = cancelled(squares, lengths.square(), a.dtype)
-        if a.dtype == torch.float32:
-            doubtful |= out_of_range(squares) | out_of_range(sample_squares(a)) | out_of_range(sample_squares(g))
+        doubtful = untrusted(squares, lengths.square(), (sample_squares(a), sample_squares(g)), a.dtype)
         squares = cautious(squares, sizes(products), a.dtype)
         if bool(doubtful.any()):
             squares[doubtful] = sample_squares(self._part(doubtful).dense())
