@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tacit.timing import quickest
 
-_GCM_BEGINS_AT = 2
-"""Galois/Counter Mode counts from here for the text, with a nonce of 96 bits (NIST SP 800-38D, 7.1)."""
+BEGINS_AT = 2
+"""Pieces are counted from here, as in Galois/Counter Mode with a nonce of 96 bits (NIST SP 800-38D, 7.1)."""
 
 
 class Keystream:
@@ -52,7 +52,7 @@ def _cipher(key: algorithms.AES128, number: int, tagged: bool) -> CipherContext:
     nonce = number.to_bytes(12, "big")
     if tagged:
         return Cipher(key, modes.GCM(nonce)).encryptor()
-    return Cipher(key, modes.CTR(nonce + _GCM_BEGINS_AT.to_bytes(4, "big"))).encryptor()
+    return Cipher(key, modes.CTR(nonce + BEGINS_AT.to_bytes(4, "big"))).encryptor()
 
 
 @cache

@@ -14,6 +14,7 @@ from tacit.entropy import derived, system_generator
 from tacit.errors import PrivacyError
 from tacit.mechanisms.device import DeviceNormal, available
 from tacit.mechanisms.fused import FROM, compiled
+from tacit.mechanisms.native import goes
 from tacit.mechanisms.secure import Job, SecureNormal
 from tacit.mechanisms.turns import Turns
 
@@ -77,6 +78,7 @@ class NoiseSource:
         on_cpu = self._given is None or self._given.device.type == "cpu"
         if on_cpu and sum(value.numel() for value in tensors if value.device.type == "cpu") >= FROM:
             compiled()
+            goes()
 
     def each(self, jobs: Sequence[Job], device: torch.device) -> None:
         """Hand normal numbers in float64, of its deviation, to each job, for the parts of its flattened tensor.

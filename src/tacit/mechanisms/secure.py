@@ -22,6 +22,7 @@ from torch import Tensor
 from tacit.errors import PrivacyError
 from tacit.mechanisms.fused import FROM, Kernel, Rounding, kernel
 from tacit.mechanisms.keystream import Keystream
+from tacit.mechanisms.native import Native, Piece, can_make
 from tacit.mechanisms.turns import Turns
 
 PAIRS = 2**16
@@ -71,8 +72,16 @@ class _Stream:
     """The numbers of one key, from one thread."""
 
     def __init__(self, key: bytes) -> None:
+        self._key = key
         self._words = Keystream(key)
+        self._native: Native | None = None
         self._spaces = [torch.empty(0, dtype=torch.float64)] * 3
+
+    def make_at_once(self, pieces: Sequence[Piece], threads: int) -> None:
+        """Make the numbers of all pieces, from several threads."""
+        if self._native is None:
+            self._native = Native(self._key, 2 * KEYED_PAIRS)
+        self._native.make(pieces, threads)
 
     def make(self, part: _Part, kernel: Kernel | None) -> None:
         """Make the numbers of a part, and hand them over: in two halves, or as words to the kernel."""
@@ -153,12 +162,21 @@ class SecureNormal:
         compiled = kernel() if sum(job.count for job in jobs if _fusible(job) is not None) >= FROM else None
         block = 2 * (PAIRS if self._key is None and compiled is None else KEYED_PAIRS)
         parts: deque[_Part] = deque()
+        pieces: list[Piece] = []
         for job in jobs:
             if self._key is None and job.count <= READY:
                 job.finish(self._some(job.count) * job.deviation, slice(0, job.count))
                 continue
+            rounding = None if compiled is None else _fusible(job)
+            direct = rounding if rounding is not None and can_make(rounding) else None
             for start in range(0, job.count, block):
-                parts.append(_Part(job, start, min(block, job.count - start), self._number()))
+                count, number = min(block, job.count - start), self._number()
+                if direct is not None:
+                    pieces.append(Piece(direct, start, count, job.deviation, number))
+                else:
+                    parts.append(_Part(job, start, count, number))
+        if pieces:
+            self._streams[0].make_at_once(pieces, min(torch.get_num_threads(), len(pieces)))
         # Torch's threads share in its passes over large blocks.
         threads = 1 if self._key is None and compiled is None else min(torch.get_num_threads(), len(parts))
         if threads > 1:

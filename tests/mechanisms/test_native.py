@@ -1,0 +1,124 @@
+"""Noise by one call from many threads, against that of words made one after the other."""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from tacit.mechanisms import native, team
+from tacit.mechanisms.fused import FROM, Rounding, compiled
+from tacit.mechanisms.keystream import Keystream
+from tacit.mechanisms.native import Native, Piece, can_make
+from tacit.mechanisms.secure import KEYED_PAIRS, Job, SecureNormal
+
+pytest.importorskip("numba")
+KEY = bytes(range(16))
+needs_kernel = pytest.mark.skipif(not native.goes(), reason="no instructions for AES")
+
+
+@pytest.fixture
+def anew():
+    native.goes.cache_clear()
+    yield
+    native.goes.cache_clear()
+
+
+def sums(count, seed):
+    return torch.randn(count, generator=torch.Generator().manual_seed(seed)) * 1e5
+
+
+@needs_kernel
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("team_there", [True, False])
+def test_each_piece_is_made_from_the_words_of_its_number(threads, team_there, monkeypatch):
+    if not team_there:
+        monkeypatch.setattr(team, "_parallel", lambda: None)
+    counts, deviation, longest = [1, 2, 63, 64, 65, 1000, 4097], 1e4, 4097
+    found, wanted = ([Rounding(sums(count + 3, count), 0.5, 0.25) for count in counts] for _ in range(2))
+    pieces = [Piece(one, 2, count, deviation, 2**90 + count) for one, count in zip(found, counts, strict=True)]
+    Native(KEY, longest).make(pieces, threads)
+    for one, other, count in zip(found, wanted, counts, strict=True):
+        words = Keystream(KEY).block(2**90 + count, (count + 1) // 2)
+        other.fused(compiled(), words, slice(2, 2 + count), deviation)
+        assert (one.values - other.values).abs().max() <= 0.25  # one step of the grid, where a sum lies between two
+        assert (one.values != other.values).double().mean() < 1e-2
+        assert torch.equal(one.values[:2], sums(count + 3, count)[:2])
+        assert torch.equal(one.values[-1:], sums(count + 3, count)[-1:])
+
+
+@needs_kernel
+def test_the_number_of_threads_changes_nothing():
+    outs = [sums(10 * 2 * KEYED_PAIRS + 77, 0) for _ in range(3)]
+    for threads, out in zip((1, 2, 5), outs, strict=True):
+        rounding, block = Rounding(out, 1.0, 1.0), 2 * KEYED_PAIRS
+        starts = range(0, len(out), block)
+        pieces = [Piece(rounding, at, min(block, len(out) - at), 100.0, at) for at in starts]
+        Native(KEY, block).make(pieces, threads)
+    assert torch.equal(outs[0], outs[1])
+    assert torch.equal(outs[0], outs[2])
+
+
+@needs_kernel
+def test_threads_of_ones_own_may_use_the_team_at_once():
+    """Each has its own key here; in a source they take turns."""
+
+    def one(seed):
+        out = sums(200_001, seed)
+        rounding = Rounding(out, 1.0, 1.0)
+        pieces = [Piece(rounding, at, min(20_000, len(out) - at), 100.0, at) for at in range(0, len(out), 20_000)]
+        Native(bytes([seed] * 16), 20_000).make(pieces, 2)
+        return out
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(one, range(8)))
+    assert all(torch.equal(found, one(seed)) for seed, found in enumerate(together))
+
+
+@needs_kernel
+def test_a_source_asks_for_it_for_float32_only():
+    for dtype, wanted in ((torch.float32, True), (torch.float64, False), (torch.bfloat16, False)):
+        assert can_make(Rounding(torch.zeros(2, dtype=dtype), 1.0, 1.0)) is wanted
+
+
+@needs_kernel
+def test_a_source_with_a_key_makes_the_same_with_and_without_it(monkeypatch):
+    """Which processors have the instructions differs, and processes with one key must agree but for rounding."""
+    outs = [sums(FROM + 5, 1) for _ in range(2)]
+    SecureNormal(KEY).each([Job(len(outs[0]), Rounding(outs[0], 1.0, 1.0), 50.0)])
+    monkeypatch.setattr("tacit.mechanisms.secure.can_make", lambda _: False)
+    SecureNormal(KEY).each([Job(len(outs[1]), Rounding(outs[1], 1.0, 1.0), 50.0)])
+    assert (outs[0] - outs[1]).abs().max() <= 1
+    assert (outs[0] != outs[1]).double().mean() < 1e-2
+
+
+@pytest.mark.usefixtures("anew")
+def test_words_that_are_not_the_ciphers_are_not_used(monkeypatch):
+    monkeypatch.setattr("tacit.mechanisms.aes_kernel.lanes", lambda: 1)
+    monkeypatch.setattr(native, "_same", lambda: False)
+    with pytest.warns(UserWarning, match="noise takes longer.*not those of AES"):
+        assert not native.goes()
+
+
+@pytest.mark.usefixtures("anew")
+def test_a_kernel_that_fails_is_not_used(monkeypatch):
+    def fails():
+        raise RuntimeError("unknown instruction")
+
+    monkeypatch.setattr("tacit.mechanisms.aes_kernel.lanes", fails)
+    with pytest.warns(UserWarning, match="RuntimeError: unknown instruction"):
+        assert not native.goes()
+
+
+@pytest.mark.usefixtures("anew")
+def test_without_the_instructions_nothing_is_said(monkeypatch, recwarn):
+    monkeypatch.setattr("tacit.mechanisms.aes_kernel.lanes", lambda: 0)
+    assert not native.goes()
+    assert not recwarn.list
+
+
+@needs_kernel
+@pytest.mark.skipif(sys.platform != "linux", reason="the library is named as on Linux")
+def test_the_team_is_torchs_own():
+    """Two OpenMP libraries in one process would each have threads that wait for work, on the same processors."""
+    assert (team._parallel() is not None) == any((team.Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
