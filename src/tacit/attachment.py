@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -341,11 +341,11 @@ class Attachment:
                 gradients = use.dense()[:samples].to(parameter.dtype)
             parameter.grad_sample = gradients  # type: ignore[attr-defined]
 
-    def _on_release(self) -> None:
+    def _on_release(self, rates: Mapping[Tensor, float]) -> Sequence[Tensor]:
         current = self.draws.current
         witness = Witness(self.parameters) if self.first_step is None else None
         empty_handed = not self.draws.contributed and current is not None and current.records > 0
-        self._release()
+        moved = self._release(rates)
         self.averaging.clear()
         self._scale.forget()
         self._since, self.session.guard.zeroed = Since(), 0
@@ -363,6 +363,7 @@ class Attachment:
                 f"the planned {self.planned_steps} steps are done: each further one takes epsilon over its target. "
                 "Stop, or calibrate for a longer run."
             )
+        return moved
 
     def _watch_first_step(self, witness: Witness) -> None:
         """Say once, after the optimizer has stepped, what the first step did."""

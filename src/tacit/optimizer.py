@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from tacit.errors import ConfigurationError, PrivacyError
+from tacit.plain_sgd import plain_rates
 
 _OWNERS: weakref.WeakValueDictionary[int, PrivateOptimizer] = weakref.WeakValueDictionary()
 """The private optimizer of each parameter that has one, by the parameter's ``id``."""
@@ -30,6 +32,19 @@ def _ask_owners(stepped: Optimizer, _args: Any, _kwargs: Any) -> None:
         owner.look_at_step_of(stepped)
 
 
+@contextmanager
+def _set_aside(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Take the gradients of these parameters away for a while, so that no optimizer steps them."""
+    gradients = [p.grad for p in parameters]
+    for p in parameters:
+        p.grad = None
+    try:
+        yield
+    finally:
+        for p, gradient in zip(parameters, gradients, strict=True):
+            p.grad = gradient
+
+
 class PrivateOptimizer(Optimizer):
     """Releases the gradient of a logical batch, then lets the wrapped optimizer take its step.
 
@@ -38,7 +53,8 @@ class PrivateOptimizer(Optimizer):
 
     Args:
         inner: the user's optimizer. Stepping it directly is refused from now on.
-        release: turns the clipped sums in ``.grad`` into released gradients and accounts for them.
+        release: turns the clipped sums in ``.grad`` into released gradients and accounts for them. It is given
+            learning rates of parameters that it may step at once, and returns those that it has stepped.
         forget: is called when pending sums are thrown away.
         hold: is told whether coming backwards belong to a logical batch that goes on after the next ``step()``.
         stepping: is called when a step begins, of a physical batch or a logical one.
@@ -48,7 +64,7 @@ class PrivateOptimizer(Optimizer):
     def __init__(
         self,
         inner: Optimizer,
-        release: Callable[[], None],
+        release: Callable[[Mapping[Tensor, float]], Sequence[Tensor]],
         forget: Callable[[], None],
         hold: Callable[[bool], None] | None = None,
         stepping: Callable[[], None] | None = None,
@@ -181,11 +197,12 @@ class PrivateOptimizer(Optimizer):
                 "the original optimizer's parameter groups have changed since make_private(): new parameters would be "
                 "stepped without noise. Build the optimizer as it shall be before make_private()."
             )
-        self._release()
+        moved = self._release(plain_rates(self.inner, own=(self._refuse_direct_step, _ask_owners)))
         self._accumulating = False
         self._releasing = True
         try:
-            self.inner.step()
+            with _set_aside(moved):
+                self.inner.step()  # of what is left; schedulers count it
         finally:
             self._releasing = False
         return loss

@@ -31,7 +31,7 @@ from tacit.capture import Pass
 from tacit.clipping import ClippingPolicy
 from tacit.distributed import like, local
 from tacit.errors import PrivacyError
-from tacit.mechanisms import NoiseSource, add_gaussian_noise
+from tacit.mechanisms import Move, NoiseSource, add_gaussian_noise
 from tacit.plan import PrivacyPlan
 from tacit.sampling import Draw, DrawLog
 from tacit.uses import Dense, FullPrecision, Together, Use, join, small
@@ -251,6 +251,13 @@ def _scaled(use: Use, scale: Tensor | float) -> Tensor:
     return dense * scale if isinstance(use, Dense) else dense.mul_(scale)  # the others' was formed just now
 
 
+def _move(parameter: Tensor, total: Tensor, rates: Mapping[Tensor, float]) -> Move | None:
+    """How a parameter is moved by the release of ``total``; None if the optimizer has to."""
+    if parameter not in rates or total.dtype != parameter.dtype or total.device != parameter.device:
+        return None
+    return Move(parameter.data.view(-1), rates[parameter])
+
+
 class Gradients(Protocol):
     """Whoever watches ``.grad`` between backward and release."""
 
@@ -336,8 +343,14 @@ class Releaser:
         """The pending sum was thrown away."""
         self._pending = 0.0
 
-    def __call__(self) -> None:
+    def __call__(self, rates: Mapping[Tensor, float]) -> Sequence[Tensor]:
         """Release the pending sum.
+
+        Args:
+            rates: parameters that ``−rate · released`` may be added to at once; see `plain_sgd`.
+
+        Returns:
+            The parameters that it was added to.
 
         Raises:
             PrivacyError: what is in ``.grad`` is not a clipped sum; nothing was released.
@@ -353,12 +366,19 @@ class Releaser:
         std, divisor = coming.std / self._processes, coming.divisor / self._processes
         totals = [self._gradients.take(name, p) for name, p in trainable.items()]
         parts = [local(total) for total in totals]
-        released = add_gaussian_noise(parts, std=std, divisor=divisor, noise=self._noise, in_place=True)
+        moves = {p: _move(p, part, rates) for p, part in zip(trainable.values(), parts, strict=True)}
+        moved = [p for p, move in moves.items() if move is not None]
+        # Autograd counts no writes of NumPy's. Before they happen: noise may fail half-way.
+        torch.autograd.graph.increment_version(moved)
+        released = add_gaussian_noise(
+            parts, std=std, divisor=divisor, noise=self._noise, in_place=True, moves=list(moves.values())
+        )
         gradients: dict[str, Tensor] = {}
         for (name, parameter), total, part in zip(trainable.items(), totals, released, strict=True):
             parameter.grad = gradients[name] = like(total, part.to(parameter.dtype))
         self._gradients.accept_all(gradients)
         self.forget()
+        return moved
 
     def _prepared(self, trainable: Mapping[str, nn.Parameter]) -> Coming:
         plan = self._plan()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tacit.errors import ConfigurationError
+from tacit.mechanisms.moving import Move, moves_as_torch
 
 FROM = 2**17
 """Compiling takes a second: from so many numbers at once."""
@@ -33,20 +34,26 @@ class Rounding:
         values: one-dimensional, contiguous: the sums, which the results are written over.
         into: from the sums' unit to the noise's.
         back: from the noise's unit to the results'.
+        move: weights to be moved by the results.
     """
 
     values: Tensor
     into: float
     back: float
+    move: Move | None = None
 
     def __call__(self, numbers: Tensor, part: slice) -> None:
         """Use normal numbers, float64, which are overwritten, for a part."""
         numbers.add_(self.values[part], alpha=self.into).round_().mul_(self.back)
         self.values[part].copy_(numbers)
+        if self.move is not None:
+            self.move(self.values[part], part)
 
     def fused(self, kernel: Kernel, words: Tensor, part: slice, deviation: float) -> None:
         """The same with random words, as `secure.box_muller` takes, instead of numbers."""
         kernel(words.numpy(), self.values[part].numpy(), deviation, self.into, self.back)
+        if self.move is not None:
+            self.move.fused(self.values[part], part)
 
     @property
     def can_be_fused(self) -> bool:
@@ -79,6 +86,7 @@ def compiled() -> Kernel | None:
     if found is not None:
         try:
             found(np.zeros(2, dtype=np.int64), np.zeros(1, dtype=np.float32), 1.0, 1.0, 1.0)
+            moves_as_torch(torch.float32)
         except Exception as error:
             raise ConfigurationError(
                 f"Numba could not compile what makes the noise ({type(error).__name__}: {error}). Mend or remove it, "

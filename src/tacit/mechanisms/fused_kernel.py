@@ -82,3 +82,10 @@ def release(words, values, deviation, into, back):
     for i in range(second.shape[0], pairs):  # of an odd number of values the last
         one, _ = _pair(radii[i], angles[i], deviation)
         first[i] = np.rint(np.float64(first[i]) * into + one) * back
+
+
+@njit(nogil=True, error_model="numpy", fastmath={"contract"})
+def move(weights, released, minus_rate):
+    """Add ``minus_rate · released`` to ``weights``: (n,) both, and all of one type."""
+    for i in range(weights.shape[0]):
+        weights[i] += minus_rate * released[i]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tacit.mechanisms.fused import Rounding
+from tacit.mechanisms.moving import Move
 from tacit.mechanisms.noise import NoiseSource
 from tacit.mechanisms.secure import Job
 
@@ -27,7 +28,13 @@ def grid_of(std: float) -> float:
 
 
 def add_gaussian_noise(
-    totals: Sequence[Tensor], *, std: float, divisor: float, noise: NoiseSource, in_place: bool = False
+    totals: Sequence[Tensor],
+    *,
+    std: float,
+    divisor: float,
+    noise: NoiseSource,
+    in_place: bool = False,
+    moves: Sequence[Move | None] = (),
 ) -> list[Tensor]:
     """Return ``(total + N(0, std²)) / divisor`` (Dwork & Roth 2014, Appendix A) for each, in the type of ``total``.
 
@@ -56,9 +63,13 @@ def add_gaussian_noise(
         divisor: a public constant: the expected batch size, or 1.
         noise: where the noise comes from.
         in_place: write the results over ``totals``, where these are contiguous.
+        moves: weights to be moved by the result of each of ``totals``; ``()`` for none.
     """
+    moves = moves or [None] * len(totals)
     if std <= 0:
-        return [_divided(total, divisor) for total in totals]
+        divided = [_divided(total, divisor) for total in totals]
+        _move(moves, divided)
+        return divided
     outs: list[Tensor] = []
     jobs: dict[torch.device, list[Job]] = {}
     few: dict[tuple[torch.device, torch.dtype], list[int]] = {}
@@ -70,7 +81,7 @@ def add_gaussian_noise(
         if total.numel() <= SMALL:
             few.setdefault((total.device, total.dtype), []).append(place)
         else:
-            jobs.setdefault(total.device, []).append(_job(outs[-1], std, divisor))
+            jobs.setdefault(total.device, []).append(_job(outs[-1], std, divisor, moves[place]))
     joined = {key: _joined([outs[place] for place in places]) for key, places in few.items()}
     for (device, _), whole in joined.items():
         jobs.setdefault(device, []).append(_job(whole, std, divisor))
@@ -79,6 +90,7 @@ def add_gaussian_noise(
     for key, places in few.items():
         chosen = [outs[place] for place in places]
         torch._foreach_copy_(chosen, torch._utils._unflatten_dense_tensors(joined[key], chosen))
+        _move([moves[place] for place in places], chosen)
     return outs
 
 
@@ -93,9 +105,15 @@ def _divided(total: Tensor, divisor: float) -> Tensor:
     return total.to(working, copy=True).div_(divisor).to(total.dtype)
 
 
-def _job(values: Tensor, std: float, divisor: float) -> Job:
+def _move(moves: Sequence[Move | None], released: Sequence[Tensor]) -> None:
+    for move, result in zip(moves, released, strict=True):
+        if move is not None:
+            move(result.reshape(-1), slice(None))
+
+
+def _job(values: Tensor, std: float, divisor: float, move: Move | None = None) -> Job:
     """Noise for a contiguous sum, its rounding and its division, written over it."""
     grid = grid_of(std)
     # In units of the grid, a power of two.
-    rounding = Rounding(values.view(-1), into=1 / grid, back=grid / divisor)
+    rounding = Rounding(values.view(-1), into=1 / grid, back=grid / divisor, move=move)
     return Job(values.numel(), rounding, std * (1 + ROUNDING) / grid)
