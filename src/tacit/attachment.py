@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 from torch.utils.data import DataLoader
 
 from tacit.accounting import Accountant, Release
@@ -63,7 +63,8 @@ class Attachment:
         self.stats: ClipStats | None = None
         self.sharding = Sharding.of(parameters)
         self.noise = self._noise_source()
-        self.noise.prepare(local(p) for p in parameters.values() if p.requires_grad)
+        trained = [local(p) for p in parameters.values() if p.requires_grad]
+        self.noise.prepare(trained, moving=type(optimizer) is SGD)
         self.draws = DrawLog()
         drawing = shared_key(self.group, user_generator(loader))
         part = Part(self.group.rank, self.group.count, drawing)

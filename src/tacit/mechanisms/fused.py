@@ -7,14 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from types import FunctionType
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tacit.errors import ConfigurationError
-from tacit.mechanisms.moving import Move, moves_as_torch
+from tacit.mechanisms.moving import Move
 
 FROM = 2**17
 """Compiling takes a second: from so many numbers at once."""
@@ -22,8 +21,9 @@ FROM = 2**17
 _BROKEN = (OSError, AttributeError, TypeError, ValueError, RuntimeError, SystemError)
 """What importing Numba raises, besides ImportError, where its libraries or what it imports do not go with it."""
 
-Kernel = Callable[[Any, Any, float, float, float], None]
-"""``release(words, values, deviation, into, back)``, of NumPy's arrays; see `fused_kernel.release`."""
+Kernel = Callable[..., None]
+"""``release(words, values, deviation, into, back)``, of NumPy's arrays, and maybe of weights to be moved along; see
+`fused_kernel.release`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,12 @@ class Rounding:
 
     def fused(self, kernel: Kernel, words: Tensor, part: slice, deviation: float) -> None:
         """The same with random words, as `secure.box_muller` takes, instead of numbers."""
-        kernel(words.numpy(), self.values[part].numpy(), deviation, self.into, self.back)
-        if self.move is not None:
-            self.move.fused(self.values[part], part)
+        values, move = self.values[part], self.move
+        along = move is not None and moves_as_torch(kernel, values.dtype)
+        weights = move.for_kernel(part) if move is not None and along else ()
+        kernel(words.numpy(), values.numpy(), deviation, self.into, self.back, *weights)
+        if move is not None and not along:
+            move(values, part)
 
     @property
     def can_be_fused(self) -> bool:
@@ -86,13 +89,22 @@ def compiled() -> Kernel | None:
     if found is not None:
         try:
             found(np.zeros(2, dtype=np.int64), np.zeros(1, dtype=np.float32), 1.0, 1.0, 1.0)
-            moves_as_torch(torch.float32)
         except Exception as error:
             raise ConfigurationError(
                 f"Numba could not compile what makes the noise ({type(error).__name__}: {error}). Mend or remove it, "
                 "or set NUMBA_DISABLE_JIT=1: torch then makes the noise."
             ) from error
     return found
+
+
+@cache
+def moves_as_torch(release: Kernel, dtype: torch.dtype) -> bool:
+    """Whether the kernel moves weights to the same last bit as torch: either may round a product before adding it."""
+    found, values = torch.randn((2, 1001), generator=torch.Generator().manual_seed(0), dtype=dtype)
+    expected, whole, words = found.clone(), slice(None), np.zeros(1002, dtype=np.int64)
+    release(words, values.numpy(), 1.0, 2.0**20, 2.0**-20, *Move(found, 0.1).for_kernel(whole))
+    Move(expected, 0.1)(values, whole)
+    return torch.equal(found, expected)
 
 
 def maker() -> str:

@@ -70,22 +70,25 @@ def _pair(first, second, deviation):
 
 
 @njit(nogil=True, error_model="numpy", fastmath={"contract"})
-def release(words, values, deviation, into, back):
-    """Overwrite ``values`` (n,) with ``round(values · into + noise) · back``; ``words`` (2 · ⌈n/2⌉,) are random."""
+def release(words, values, deviation, into, back, weights=None, minus_rate=0.0):
+    """Overwrite ``values`` (n,) with ``round(values · into + noise) · back``; ``words`` (2 · ⌈n/2⌉,) are random.
+
+    To ``weights`` (n,), where given, ``minus_rate · values`` is added then, all of one type.
+    """
     pairs = words.shape[0] // 2
     radii, angles = words[:pairs], words[pairs:]
     first, second = values[:pairs], values[pairs:]
+    if weights is not None:  # decided when it is compiled
+        ours, others = weights[:pairs], weights[pairs:]
     for i in range(second.shape[0]):
         one, other = _pair(radii[i], angles[i], deviation)
         first[i] = np.rint(np.float64(first[i]) * into + one) * back
         second[i] = np.rint(np.float64(second[i]) * into + other) * back
+        if weights is not None:
+            ours[i] += minus_rate * first[i]
+            others[i] += minus_rate * second[i]
     for i in range(second.shape[0], pairs):  # of an odd number of values the last
         one, _ = _pair(radii[i], angles[i], deviation)
         first[i] = np.rint(np.float64(first[i]) * into + one) * back
-
-
-@njit(nogil=True, error_model="numpy", fastmath={"contract"})
-def move(weights, released, minus_rate):
-    """Add ``minus_rate · released`` to ``weights``: (n,) both, and all of one type."""
-    for i in range(weights.shape[0]):
-        weights[i] += minus_rate * released[i]
+        if weights is not None:
+            ours[i] += minus_rate * first[i]

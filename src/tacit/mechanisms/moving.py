@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from typing import Any
 
-import torch
 from torch import Tensor
 
 
@@ -25,26 +24,7 @@ class Move:
         """Move a part by what is released there."""
         self.weights[part].add_(released, alpha=-self.rate)
 
-    def fused(self, released: Tensor, part: slice) -> None:
-        """The same by Numba: it costs less to call, and shares nothing among torch's threads."""
-        if moves_as_torch(released.dtype):
-            _by_numba(self.weights[part], released, self.rate)
-        else:
-            self(released, part)
-
-
-@cache
-def moves_as_torch(dtype: torch.dtype) -> bool:
-    """Whether Numba's moves round as torch's. Either may round a product before it is added, or not: by processor."""
-    drawn = torch.randn((2, 1001), generator=torch.Generator().manual_seed(0), dtype=dtype)
-    found, released = drawn
-    weights = found.clone()
-    _by_numba(found, released, 0.1)
-    return torch.equal(found, weights.add_(released, alpha=-0.1))
-
-
-def _by_numba(weights: Tensor, released: Tensor, rate: float) -> None:
-    from tacit.mechanisms.fused_kernel import move
-
-    array = weights.numpy()
-    move(array, released.numpy(), array.dtype.type(-rate))
+    def for_kernel(self, part: slice) -> tuple[Any, Any]:
+        """What the kernel must be given to move a part."""
+        weights = self.weights.numpy()[part]
+        return weights, weights.dtype.type(-self.rate)

@@ -13,7 +13,7 @@ from torch import Tensor
 from tacit.entropy import derived, system_generator
 from tacit.errors import PrivacyError
 from tacit.mechanisms.device import DeviceNormal, available
-from tacit.mechanisms.fused import FROM, compiled
+from tacit.mechanisms.fused import FROM, compiled, moves_as_torch
 from tacit.mechanisms.native import goes
 from tacit.mechanisms.secure import Job, SecureNormal
 from tacit.mechanisms.turns import Turns
@@ -73,12 +73,18 @@ class NoiseSource:
         """How much was made of the key so far: equal in processes that make the same noise."""
         return self._secure.next_block, *(cipher.next_block for cipher in self._ciphers.values())
 
-    def prepare(self, tensors: Iterable[Tensor]) -> None:
-        """Compile what noise for these tensors will need, so that the first step need not."""
+    def prepare(self, tensors: Iterable[Tensor], *, moving: bool = False) -> None:
+        """Compile what noise for these tensors will need, so that the first step need not.
+
+        Args:
+            tensors: the parameters.
+            moving: they may move along with the noise.
+        """
         on_cpu = self._given is None or self._given.device.type == "cpu"
         if on_cpu and sum(value.numel() for value in tensors if value.device.type == "cpu") >= FROM:
-            compiled()
-            goes()
+            kernel = compiled()
+            if kernel is not None and not goes(moving) and moving:
+                moves_as_torch(kernel, torch.float32)
 
     def each(self, jobs: Sequence[Job], device: torch.device) -> None:
         """Hand normal numbers in float64, of its deviation, to each job, for the parts of its flattened tensor.
