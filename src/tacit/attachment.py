@@ -342,7 +342,7 @@ class Attachment:
                 gradients = use.dense()[:samples].to(parameter.dtype)
             parameter.grad_sample = gradients  # type: ignore[attr-defined]
 
-    def _on_release(self, rates: Mapping[Tensor, float]) -> Sequence[Tensor]:
+    def _on_release(self, rates: Mapping[int, float]) -> Sequence[Tensor]:
         current = self.draws.current
         witness = Witness(self.parameters) if self.first_step is None else None
         empty_handed = not self.draws.contributed and current is not None and current.records > 0

@@ -64,7 +64,7 @@ class PrivateOptimizer(Optimizer):
     def __init__(
         self,
         inner: Optimizer,
-        release: Callable[[Mapping[Tensor, float]], Sequence[Tensor]],
+        release: Callable[[Mapping[int, float]], Sequence[Tensor]],
         forget: Callable[[], None],
         hold: Callable[[bool], None] | None = None,
         stepping: Callable[[], None] | None = None,

@@ -1,6 +1,6 @@
-"""Which parameters a user's optimizer steps by ``−lr · grad`` and nothing else: the pass that makes noise can do that.
+"""Which parameters a user's optimizer moves by ``−lr · grad`` and by nothing else: the pass that makes noise can do it.
 
-Whoever looks at the optimizer's step while it runs (hooks, a profiler) finds it as it ever was.
+Where somebody looks on while the optimizer steps (hooks, a profiler), it steps all by itself.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterable
 from itertools import chain, pairwise
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 _OFF = ("momentum", "dampening", "weight_decay", "nesterov", "maximize", "differentiable", "fused")
 
+SMALL = 2**12
+"""Parameters of at most so many numbers are stepped in no time."""
+
 _LARGEST = 1e30
 """Torch refuses rates that float32 does not hold."""
 
@@ -24,8 +28,10 @@ _STEP = inspect.unwrap(SGD.step)
 _AS_HOOKED = Optimizer.profile_hook_step(_STEP).__code__  # torch wraps it once, with the first SGD of the process
 
 
-def plain_rates(optimizer: Optimizer, own: Collection[Callable[..., Any]]) -> dict[Tensor, float]:
-    """The learning rates of parameters that are stepped plainly: dense ones on the CPU that share no memory.
+def plain_rates(optimizer: Optimizer, own: Collection[Callable[..., Any]]) -> dict[int, float]:
+    """The learning rates of large parameters that are stepped plainly, by ``id``.
+
+    They are dense, on the CPU, and share no memory with others of the optimizer.
 
     Args:
         optimizer: the user's.
@@ -33,10 +39,9 @@ def plain_rates(optimizer: Optimizer, own: Collection[Callable[..., Any]]) -> di
     """
     if not _steps_plainly(optimizer, own):
         return {}
-    rates = {p: group["lr"] for group in optimizer.param_groups if _is_plain(group) for p in group["params"]}
-    if not rates or not _apart(p for group in optimizer.param_groups for p in group["params"]):
-        return {}
-    return {p: rate for p, rate in rates.items() if _is_simple(p)}
+    groups = optimizer.param_groups
+    rates = {id(p): g["lr"] for g in groups if _is_plain(g) for p in g["params"] if p.numel() > SMALL and _is_simple(p)}
+    return rates if rates and _apart(p for group in groups for p in group["params"]) else {}
 
 
 def _steps_plainly(optimizer: Optimizer, own: Collection[Callable[..., Any]]) -> bool:
@@ -57,7 +62,9 @@ def _steps_plainly(optimizer: Optimizer, own: Collection[Callable[..., Any]]) ->
 
 def _is_schedulers(step: Any) -> bool:
     """Whether it is what a learning rate scheduler lays around an optimizer's step, to see whether it is called."""
-    return "_wrapped_by_lr_sched" in vars(step) and step.__wrapped__ is SGD.step
+    if not isinstance(step, FunctionType):
+        return False
+    return "_wrapped_by_lr_sched" in vars(step) and vars(step).get("__wrapped__") is SGD.step
 
 
 def _is_plain(group: dict[str, Any]) -> bool:
@@ -67,8 +74,9 @@ def _is_plain(group: dict[str, Any]) -> bool:
 
 
 def _is_simple(parameter: Tensor) -> bool:
-    wide = parameter.dtype in (torch.float32, torch.float64)
-    return wide and parameter.device.type == "cpu" and parameter.is_contiguous() and not parameter.is_inference()
+    if parameter.layout is not torch.strided or parameter.device.type != "cpu" or parameter.is_inference():
+        return False
+    return parameter.dtype in (torch.float32, torch.float64) and parameter.is_contiguous()
 
 
 def _apart(parameters: Iterable[Tensor]) -> bool:
@@ -77,7 +85,9 @@ def _apart(parameters: Iterable[Tensor]) -> bool:
     for p in parameters:
         if type(p) is not nn.Parameter or p.layout is not torch.strided:
             return False
-        reach = sum((size - 1) * step for size, step in zip(p.shape, p.stride(), strict=True)) + 1
-        spans.append((p.data_ptr(), p.data_ptr() + (reach if p.numel() else 0) * p.element_size()))
+        start, count = p.data_ptr(), p.numel()
+        if count and not p.is_contiguous():
+            count = 1 + sum((size - 1) * step for size, step in zip(p.shape, p.stride(), strict=True))
+        spans.append((start, start + count * p.element_size()))
     spans.sort()
     return all(end <= start for (_, end), (start, _) in pairwise(spans))

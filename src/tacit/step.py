@@ -251,11 +251,11 @@ def _scaled(use: Use, scale: Tensor | float) -> Tensor:
     return dense * scale if isinstance(use, Dense) else dense.mul_(scale)  # the others' was formed just now
 
 
-def _move(parameter: Tensor, total: Tensor, rates: Mapping[Tensor, float]) -> Move | None:
-    """How a parameter is moved by the release of ``total``; None if the optimizer has to."""
-    if parameter not in rates or total.dtype != parameter.dtype or total.device != parameter.device:
+def _move(parameter: Tensor, total: Tensor, rate: float | None) -> Move | None:
+    """How a parameter is moved by the release of ``total``; None if that is left to the optimizer."""
+    if rate is None or total.dtype != parameter.dtype or total.device != parameter.device:
         return None
-    return Move(parameter.data.view(-1), rates[parameter])
+    return Move(parameter.data.view(-1), rate)
 
 
 class Gradients(Protocol):
@@ -343,14 +343,14 @@ class Releaser:
         """The pending sum was thrown away."""
         self._pending = 0.0
 
-    def __call__(self, rates: Mapping[Tensor, float]) -> Sequence[Tensor]:
+    def __call__(self, rates: Mapping[int, float]) -> Sequence[Tensor]:
         """Release the pending sum.
 
         Args:
-            rates: parameters that ``−rate · released`` may be added to at once; see `plain_sgd`.
+            rates: by the ``id`` of parameters, what their releases may be subtracted from them with at once.
 
         Returns:
-            The parameters that it was added to.
+            The parameters that were moved so.
 
         Raises:
             PrivacyError: what is in ``.grad`` is not a clipped sum; nothing was released.
@@ -366,13 +366,11 @@ class Releaser:
         std, divisor = coming.std / self._processes, coming.divisor / self._processes
         totals = [self._gradients.take(name, p) for name, p in trainable.items()]
         parts = [local(total) for total in totals]
-        moves = {p: _move(p, part, rates) for p, part in zip(trainable.values(), parts, strict=True)}
-        moved = [p for p, move in moves.items() if move is not None]
-        # Autograd counts no writes of NumPy's. Before they happen: noise may fail half-way.
+        moves = [_move(p, part, rates.get(id(p))) for p, part in zip(trainable.values(), parts, strict=True)]
+        moved = [p for p, move in zip(trainable.values(), moves, strict=True) if move is not None]
+        # Autograd sees no writes of NumPy's. Before they happen: noise may fail half-way.
         torch.autograd.graph.increment_version(moved)
-        released = add_gaussian_noise(
-            parts, std=std, divisor=divisor, noise=self._noise, in_place=True, moves=list(moves.values())
-        )
+        released = add_gaussian_noise(parts, std=std, divisor=divisor, noise=self._noise, in_place=True, moves=moves)
         gradients: dict[str, Tensor] = {}
         for (name, parameter), total, part in zip(trainable.items(), totals, released, strict=True):
             parameter.grad = gradients[name] = like(total, part.to(parameter.dtype))
