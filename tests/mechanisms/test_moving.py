@@ -72,6 +72,7 @@ def test_weights_are_compiled_for_before_the_first_step(monkeypatch):
     asked = []
     monkeypatch.setattr("tacit.mechanisms.noise.compiled", lambda: "kernel")
     monkeypatch.setattr("tacit.mechanisms.noise.moves_as_torch", lambda *what: asked.append(what))
+    monkeypatch.setattr("tacit.mechanisms.noise.goes", lambda moving: asked.append(moving))
     for moving in (False, True):
         NoiseSource().prepare([torch.zeros(FROM)], moving=moving)
-    assert asked == [("kernel", torch.float32)]
+    assert asked == [False, True, ("kernel", torch.float32)]

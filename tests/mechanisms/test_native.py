@@ -9,12 +9,13 @@ import torch
 from tacit.mechanisms import native, team
 from tacit.mechanisms.fused import FROM, Rounding, compiled
 from tacit.mechanisms.keystream import Keystream
+from tacit.mechanisms.moving import Move
 from tacit.mechanisms.native import Native, Piece, can_make
 from tacit.mechanisms.secure import KEYED_PAIRS, Job, SecureNormal
 
 pytest.importorskip("numba")
 KEY = bytes(range(16))
-needs_kernel = pytest.mark.skipif(not native.goes(), reason="no instructions for AES")
+needs_kernel = pytest.mark.skipif(not native.goes(False), reason="no instructions for AES")
 
 
 @pytest.fixture
@@ -45,6 +46,27 @@ def test_each_piece_is_made_from_the_words_of_its_number(threads, team_there, mo
         assert (one.values != other.values).double().mean() < 1e-2
         assert torch.equal(one.values[:2], sums(count + 3, count)[:2])
         assert torch.equal(one.values[-1:], sums(count + 3, count)[-1:])
+
+
+@needs_kernel
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("rate", [0.1, 0.0, 3e-7])
+def test_weights_move_by_what_is_released_to_the_last_bit(threads, rate):
+    counts, longest = [1, 2, 63, 4097, 8000], 2000
+    released, plain, weights = ([sums(count, count + seed) for count in counts] for seed in (0, 0, 9))
+    expected = [each.clone() for each in weights]
+    moved = {0, 1, 3, 4}
+    for outs, moving in ((released, True), (plain, False)):
+        pieces = []
+        for place, out in enumerate(outs):
+            move = Move(weights[place], rate) if moving and place in moved else None
+            rounding = Rounding(out, 1.0, 1e-3, move)
+            starts = range(0, len(out), longest)
+            pieces += [Piece(rounding, at, min(longest, len(out) - at), 1e4, 10**6 * place + at) for at in starts]
+        Native(KEY, longest).make(pieces, threads)
+    for place, (out, same, found, weight) in enumerate(zip(released, plain, weights, expected, strict=True)):
+        assert (out - same).abs().max() <= 1e-3
+        assert torch.equal(found, weight.add(out, alpha=-rate) if place in moved else weight)
 
 
 @needs_kernel
@@ -95,9 +117,9 @@ def test_a_source_with_a_key_makes_the_same_with_and_without_it(monkeypatch):
 @pytest.mark.usefixtures("anew")
 def test_words_that_are_not_the_ciphers_are_not_used(monkeypatch):
     monkeypatch.setattr("tacit.mechanisms.aes_kernel.lanes", lambda: 1)
-    monkeypatch.setattr(native, "_same", lambda: False)
+    monkeypatch.setattr(native, "_fault", lambda _: "its words are not those of AES")
     with pytest.warns(UserWarning, match="noise takes longer.*not those of AES"):
-        assert not native.goes()
+        assert not native.goes(False)
 
 
 @pytest.mark.usefixtures("anew")
@@ -106,14 +128,31 @@ def test_a_kernel_that_fails_is_not_used(monkeypatch):
         raise RuntimeError("unknown instruction")
 
     monkeypatch.setattr("tacit.mechanisms.aes_kernel.lanes", fails)
-    with pytest.warns(UserWarning, match="RuntimeError: unknown instruction"):
-        assert not native.goes()
+    for moving in (False, True):
+        with pytest.warns(UserWarning, match="RuntimeError: unknown instruction"):
+            assert not native.goes(moving)
+
+
+@needs_kernel
+@pytest.mark.usefixtures("anew")
+def test_a_kernel_that_rounds_otherwise_than_torch_moves_no_weights(monkeypatch):
+    monkeypatch.setattr(Native, "make", lambda self, pieces, threads, real=Native.make: _and_nudge(self, pieces, real))
+    with pytest.warns(UserWarning, match="moves weights otherwise than torch"):
+        assert not native.goes(True)
+    assert native.goes(False)
+
+
+def _and_nudge(source, pieces, real):
+    real(source, pieces, 1)
+    for piece in pieces:
+        if piece.rounding.move is not None:
+            piece.rounding.move.weights[17].mul_(1 + 2**-22)
 
 
 @pytest.mark.usefixtures("anew")
 def test_without_the_instructions_nothing_is_said(monkeypatch, recwarn):
     monkeypatch.setattr("tacit.mechanisms.aes_kernel.lanes", lambda: 0)
-    assert not native.goes()
+    assert not native.goes(False)
     assert not recwarn.list
 
 

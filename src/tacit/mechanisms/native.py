@@ -14,6 +14,9 @@ import torch
 from tacit.mechanisms import team
 from tacit.mechanisms.fused import Rounding, compiled
 from tacit.mechanisms.keystream import BEGINS_AT, Keystream
+from tacit.mechanisms.moving import Move
+
+_RATE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,7 @@ class Native:
             self._words = torch.empty((threads, self._room), dtype=torch.int64)
         sizes = np.array([_size(piece) for piece in pieces], dtype=np.int64)
         nonces = np.frombuffer(b"".join(piece.number.to_bytes(12, "big") for piece in pieces), dtype=np.int32)
-        scales = np.array([(piece.deviation, piece.rounding.into, piece.rounding.back) for piece in pieces])
+        scales = np.array([_scale(piece) for piece in pieces])
         order = np.zeros(kernel.LENGTH, dtype=np.int64)
         order[kernel.PARTS] = len(pieces)
         order[kernel.ROOM] = self._room
@@ -76,31 +79,42 @@ class Native:
             (kernel.KEYS, self._keys),
         ):
             order[place] = table.ctypes.data
-        team.run(kernel.work.address, order.ctypes.data, threads)
+        moving = any(piece.rounding.move is not None for piece in pieces)
+        team.run(kernel.work(moving), order.ctypes.data, threads)
 
 
-def _size(piece: Piece) -> tuple[int, int]:
-    values = piece.rounding.values
-    return values.data_ptr() + piece.start * values.element_size(), piece.count
+def _size(piece: Piece) -> tuple[int, int, int]:
+    values, move = piece.rounding.values, piece.rounding.move
+    before = piece.start * values.element_size()
+    return values.data_ptr() + before, piece.count, 0 if move is None else move.weights.data_ptr() + before
+
+
+def _scale(piece: Piece) -> tuple[float, float, float, float]:
+    rounding = piece.rounding
+    return piece.deviation, rounding.into, rounding.back, 0.0 if rounding.move is None else -rounding.move.rate
 
 
 def can_make(rounding: Rounding) -> bool:
     """Whether the kernel is for such sums, and goes here."""
-    return rounding.can_be_fused and rounding.values.dtype == torch.float32 and goes()
+    single = rounding.can_be_fused and rounding.values.dtype == torch.float32
+    return single and goes(rounding.move is not None)
 
 
 @cache
-def goes() -> bool:
+def goes(moving: bool) -> bool:
     """Whether the kernel is to be used: its noise is compared with that of the words of `cryptography` before.
 
     Compiling takes a second.
+
+    Args:
+        moving: to move weights, too: to the last bit as torch does.
     """
     try:
         from tacit.mechanisms.aes_kernel import lanes
 
         if not lanes():
             return False
-        reason = "" if _same() else "its words are not those of AES"
+        reason = _fault(moving)
     except Exception as error:  # noqa: BLE001  whatever it is: there is another way
         reason = f"{type(error).__name__}: {error}"
     if reason:
@@ -108,14 +122,21 @@ def goes() -> bool:
     return not reason
 
 
-def _same() -> bool:
-    """Whether noise of a random key is the same as that made from the library's words, but for rounding."""
-    key, number, count, deviation = secrets.token_bytes(16), secrets.randbits(96), 5001, 1e6
-    found, wanted = (Rounding(torch.zeros(count), into=1.0, back=1.0) for _ in range(2))
+def _fault(moving: bool) -> str:
+    """What is wrong with noise of a random key, beside that made from the library's words, in words."""
+    key, number, count, deviation = secrets.token_bytes(16), secrets.randbits(96), 5001, 2.0**20
+    moved, as_torch = (torch.linspace(-1, 1, count) for _ in range(2))
+    found, wanted = (
+        Rounding(torch.zeros(count), into=1.0, back=2.0**-20, move=move)
+        for move in (Move(moved, _RATE) if moving else None, None)
+    )
     Native(key, count).make([Piece(found, 0, count, deviation, number)], 1)
     release = compiled()
     if release is None:
-        return False
+        return "there is no other to compare it with"
     words = Keystream(key).block(number, (count + 1) // 2)
     wanted.fused(release, words, slice(0, count), deviation)
-    return bool((found.values - wanted.values).abs().max() <= 1) and bool(wanted.values.any())
+    if not wanted.values.any() or (found.values - wanted.values).abs().max() > 2.0**-19:
+        return "its words are not those of AES"
+    as_torch.add_(found.values, alpha=-_RATE)
+    return "" if torch.equal(moved, as_torch) or not moving else "it moves weights otherwise than torch"

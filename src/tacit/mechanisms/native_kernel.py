@@ -6,8 +6,10 @@ Python's lock to and fro would wake each on the processor of the other.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
@@ -20,9 +22,10 @@ NEXT, SPACES, PARTS, SIZES, NONCES, SCALES, KEYS, WORDS, ROOM, BEGINS_AT = range
 
 * ``NEXT``, ``SPACES``: how many parts and how many spaces for words are taken: 0 and 0 at first.
 * ``PARTS``: how many there are.
-* ``SIZES``: address of ``(parts, 2)``, int64: address of float32 values, and how many.
+* ``SIZES``: address of ``(parts, 3)``, int64: address of float32 values, how many, and address of the weights that are
+  moved by them, or 0.
 * ``NONCES``: address of ``(parts, 3)``, int32, and ``KEYS`` of the rounds' keys: see `aes_kernel.Fill`.
-* ``SCALES``: address of ``(parts, 3)``, float64: deviation, into, back: see `fused_kernel.release`.
+* ``SCALES``: address of ``(parts, 4)``, float64: deviation, into, back, minus the rate: see `fused_kernel.release`.
 * ``WORDS``: address of ``(threads, ROOM)``, int64: space for each thread.
 * ``BEGINS_AT``: the counter of a part's first words.
 """
@@ -31,6 +34,8 @@ LENGTH = 10
 _WIDE = lanes() or 1
 _ROUND_KEYS = 11
 _fill = made(_WIDE)
+_KEPT: list[Any] = []
+"""What is compiled lives as long as it can be called."""
 
 
 def _pointer(kind: Any) -> Any:
@@ -64,24 +69,42 @@ _whole, _narrow, _single, _double = (
 
 
 @njit(nogil=True)
-def _make(order, part, space):
-    size = carray(_whole(order[SIZES] + 16 * part), (2,))
-    scale = carray(_double(order[SCALES] + 24 * part), (3,))
+def _make(order, part, space, moving):
+    size = carray(_whole(order[SIZES] + 24 * part), (3,))
+    scale = carray(_double(order[SCALES] + 32 * part), (4,))
     nonce = carray(_narrow(order[NONCES] + 12 * part), (3,))
     keys = carray(_whole(order[KEYS]), (_ROUND_KEYS, 2 * _WIDE))
-    words = carray(_whole(order[WORDS] + 8 * order[ROOM] * space), (order[ROOM],))
+    space_for_words = carray(_whole(order[WORDS] + 8 * order[ROOM] * space), (order[ROOM],))
     count = size[1]
-    _fill(words[: (count + GROUP - 1) // GROUP * GROUP], keys, nonce, order[BEGINS_AT])
-    release(words[: count + count % 2], carray(_single(size[0]), (count,)), scale[0], scale[1], scale[2])
+    _fill(space_for_words[: (count + GROUP - 1) // GROUP * GROUP], keys, nonce, order[BEGINS_AT])
+    words, values = space_for_words[: count + count % 2], carray(_single(size[0]), (count,))
+    if moving is not None and size[2] != 0:
+        weights = carray(_single(size[2]), (count,))
+        release(words, values, scale[0], scale[1], scale[2], weights, np.float32(scale[3]))
+    else:
+        release(words, values, scale[0], scale[1], scale[2])
 
 
-@cfunc(types.void(types.CPointer(types.int64)))
-def work(pointer):
-    """Take parts of an order until all are taken."""
-    order = carray(pointer, (LENGTH,))
-    space = _taken(pointer, SPACES)
-    while True:
-        part = _taken(pointer, NEXT)
-        if part >= order[PARTS]:
-            return
-        _make(order, part, space)
+@cache
+def work(moving: bool) -> int:
+    """The address of a function of an order, that takes parts of it until all are taken.
+
+    Args:
+        moving: some of them move weights.
+    """
+    # Numba drops what is behind a None: compiling the other half takes another second.
+    along = True if moving else None
+
+    @cfunc(types.void(types.CPointer(types.int64)))
+    def take(pointer):
+        order = carray(pointer, (LENGTH,))
+        space = _taken(pointer, SPACES)
+        while True:
+            part = _taken(pointer, NEXT)
+            if part >= order[PARTS]:
+                return
+            _make(order, part, space, along)
+
+    _KEPT.append(take)
+    found: int = take.address
+    return found
