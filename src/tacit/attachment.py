@@ -60,7 +60,7 @@ class Attachment:
         self.parameters = dict(parameters)
         self.plan = plan
         self.settings = settings
-        self.stats: ClipStats | None = None
+        self._stats: ClipStats | None = None
         self.sharding = Sharding.of(parameters)
         self.noise = self._noise_source()
         trained = [local(p) for p in parameters.values() if p.requires_grad]
@@ -156,6 +156,13 @@ class Attachment:
     def _averaged_over(self) -> int:
         """Of how many processes ``.grad`` holds the mean. A sharded one holds the sum."""
         return self.group.count if self.sharding is None else 1
+
+    @property
+    def stats(self) -> ClipStats | None:
+        """The statistics of the last backward. A GPU is waited for only by who looks at them."""
+        if self._stats is not None:
+            self._stats = self._stats.on_cpu()
+        return self._stats
 
     def gathered_stats(self) -> ClipStats | None:
         """The statistics of all processes' last backwards together."""
@@ -288,12 +295,8 @@ class Attachment:
             self.draws.used(run.real_units, fresh)
         self._used.update(factors.by_name)
         self.notes, self._coming_notes = self._coming_notes, {}
-        self.stats = ClipStats(
-            run.real_units,
-            factors.norms[: run.real_units].cpu(),
-            factors.sensitivity,
-            factors.scaled[: run.real_units].cpu(),
-        )
+        real = slice(run.real_units)
+        self._stats = ClipStats(run.real_units, factors.norms[real], factors.sensitivity, factors.scaled[real])
         if self.settings.mode == "hooks":
             self._leave_grad_samples(run, uses)
 

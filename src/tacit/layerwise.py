@@ -13,7 +13,7 @@ from torch import Tensor
 from tacit.capture import ClippedSums, Pass
 from tacit.errors import PrivacyError
 from tacit.step import Clipper, Factors, by_unit
-from tacit.uses import FullPrecision, Use, join
+from tacit.uses import FullPrecision, Norms, Use, join
 
 
 class LayerwiseClipper:
@@ -96,12 +96,10 @@ class Groups:
             uses = {name: join(several) for name, several in waiting.items()}
             for name, use in uses.items():
                 self._clipper.observer.used(name, use)
-            squares = {name: use.squared_norms() for name, use in uses.items()}
-            factors = self._clipper.factors(self._run, squares, self._clipper.scale(self._run), self._policy)
-            finite = bool(factors.finite.all())
+            factors, known = self._clipper.settled(self._run, Norms(uses), self._clipper.scale(self._run), self._policy)
             for name, use in uses.items():
-                kept = use if finite else use.without(~factors.finite)
-                total = kept.weighted_sum(factors.by_name[name], factors.sensitivity)
+                kept = use if known.finite else use.without(~factors.finite)
+                total = kept.weighted_sum(factors.by_name[name], known.limit(name, factors.sensitivity))
                 self._sums[name] = self._run.settle_early(name, total)
         self._closed[group] = factors
 

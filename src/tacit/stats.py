@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -28,6 +28,12 @@ class ClipStats:
     norms: Tensor
     max_grad_norm: float
     scaled: Tensor
+
+    def on_cpu(self) -> ClipStats:
+        """The same, on the CPU."""
+        if self.norms.device.type == "cpu":
+            return self
+        return replace(self, norms=self.norms.cpu(), scaled=self.scaled.cpu())
 
     @property
     def finite_norms(self) -> Tensor:

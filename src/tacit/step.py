@@ -34,7 +34,7 @@ from tacit.errors import PrivacyError
 from tacit.mechanisms import Move, NoiseSource, add_gaussian_noise
 from tacit.plan import PrivacyPlan
 from tacit.sampling import Draw, DrawLog
-from tacit.uses import Dense, FullPrecision, Together, Use, join, small
+from tacit.uses import Dense, FullPrecision, Known, Norms, Together, Use, join, small
 
 _SMALLEST = torch.finfo(torch.float32).tiny
 """Smaller factors are denormal in float32, and rounded by up to their own size."""
@@ -103,9 +103,10 @@ def _exact(factors: Tensor, kept: Tensor) -> Tensor:
 class ClippedUses:
     """Clipped sums, formed one parameter at a time as the gates ask for them."""
 
-    def __init__(self, uses: dict[str, Use], factors: Factors, together: Together | None) -> None:
+    def __init__(self, uses: dict[str, Use], factors: Factors, known: Known, together: Together | None) -> None:
         self._uses = uses
         self._factors = factors
+        self._known = known
         self._together = together
         self._sums: dict[str, Tensor] = {}
         self._full: FullPrecision | None = None
@@ -124,7 +125,7 @@ class ClippedUses:
             if self._together is not None and name in self._together.names:
                 self._sums = self._together.weighted_sums(factors)  # all have the same factors
                 return self._sums.pop(name)
-            return use.weighted_sum(factors, self._factors.sensitivity)
+            return use.weighted_sum(factors, self._known.limit(name, self._factors.sensitivity))
 
 
 class Observer(Protocol):
@@ -197,16 +198,22 @@ class Clipper:
             for name, use in uses.items():
                 self.observer.used(name, use)
             uses, together = small(uses)
-            joint = {} if together is None else dict.fromkeys(together.names)
-            others = {name: use.squared_norms() for name, use in uses.items() if name not in joint}
-            squares = [] if together is None else [together.squared_norms()]
-            squares += [torch.stack(list(others.values()))] if others else []
-        factors = self._factors(run, (*joint, *others), squares, scale)
-        if not bool(factors.finite.all()):
+            factors, known = self.settled(run, Norms(uses, together), scale)
+        if not known.finite:
             uses = {name: use.without(~factors.finite) for name, use in uses.items()}
             together = None
         self.observer.clipped(run, factors, uses)
-        return ClippedUses(uses, factors, together if self.policy.uniform else None)
+        return ClippedUses(uses, factors, known, together if self.policy.uniform else None)
+
+    def settled(
+        self, run: Pass, norms: Norms, scale: Tensor | float, policy: ClippingPolicy | None = None
+    ) -> tuple[Factors, Known]:
+        """The factors of a clip, and what its sums have to know. To be called in full precision."""
+        known = None
+        while known is None:
+            factors = self._factors(run, norms.names, norms.squares(), scale, policy)
+            known = norms.known(factors.finite, factors.by_name, factors.sensitivity)
+        return factors, known
 
     def factors(
         self,

@@ -91,7 +91,8 @@ def first_difference(pairs: Sequence[tuple[str, Fingerprint, Fingerprint]]) -> s
 
 def are_alike(some: Sequence[Fingerprint], others: Sequence[Fingerprint]) -> list[bool]:
     """Which fingerprints are those of the same numbers, but for rounding. Two that are 0 are alike, and tell little."""
-    return [_alike(a, b) for a, b in zip(numbers(some), numbers(others), strict=True)]
+    found = numbers([*some, *others])  # a GPU is waited for once
+    return [_alike(a, b) for a, b in zip(found[: len(some)], found[len(some) :], strict=True)]
 
 
 def _alike(one: float, other: float) -> bool:

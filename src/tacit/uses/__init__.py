@@ -8,6 +8,7 @@ from tacit.uses.fingerprint import Fingerprint, any_differ
 from tacit.uses.gather import Gather
 from tacit.uses.join import TableAndHead, join
 from tacit.uses.layout import Layout
+from tacit.uses.norms import Known, Norms
 from tacit.uses.numerics import wide, wide_dtype
 from tacit.uses.outer import Gram, Outer
 from tacit.uses.patches import Geometry, Patches, gradients, gradients_by_patches, row_gradients, unfold
@@ -36,7 +37,9 @@ __all__ = [
     "Gather",
     "Geometry",
     "Gram",
+    "Known",
     "Layout",
+    "Norms",
     "Outer",
     "Patches",
     "Product",

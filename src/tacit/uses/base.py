@@ -52,14 +52,22 @@ class Use(ABC):
     def squared_norms(self) -> Tensor:
         """Return ``sum(G[b]**2)`` for each sample: shape ``(B,)``, float64."""
 
+    def forget(self) -> None:
+        """Forget norms that were computed; they are computed anew when they are asked for."""
+        self._part_squares = None
+
+    def excess(self, factors: Tensor, limit: float) -> Tensor | None:  # noqa: ARG002
+        """Which samples :meth:`weighted_sum` sums with more precision: a mask ``(B,)``; None if none ever is."""
+        return None
+
     @abstractmethod
-    def weighted_sum(self, factors: Tensor, limit: float) -> Tensor:
+    def weighted_sum(self, factors: Tensor, limit: float | None) -> Tensor:
         """Return ``sum_b factors[b] * G[b]``, of the parameter's shape, in float32 at least.
 
         Args:
             factors: ``(B,)``, non-negative.
             limit: a bound on ``factors[b] * ‖G[b]‖``: where a sample's terms are much longer than that, and cancel,
-                they are summed with more precision.
+                they are summed with more precision. None if it is known that there are no such samples.
         """
 
     @abstractmethod

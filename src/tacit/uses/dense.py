@@ -29,7 +29,7 @@ class Dense(Use):
     def squared_norms(self) -> Tensor:
         return self.part_squares()[0]
 
-    def weighted_sum(self, factors: Tensor, limit: float) -> Tensor:  # noqa: ARG002  no terms, no cancellation
+    def weighted_sum(self, factors: Tensor, limit: float | None) -> Tensor:  # noqa: ARG002  no terms, no cancellation
         rows = wide(self.gradients).reshape(self.samples, -1)
         return rows.t().mv(factors.to(rows.dtype)).view(self.shape)
 

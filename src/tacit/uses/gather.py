@@ -8,6 +8,7 @@ from torch import Tensor
 from tacit.uses.base import Use, zero_samples
 from tacit.uses.dense import Dense
 from tacit.uses.numerics import cancelled, excessive, sample_squares, wide, wide_dtype
+from tacit.uses.questions import any_of
 from tacit.uses.units import Units
 
 
@@ -54,13 +55,15 @@ class Gather(Use):
         """Those of the sums; again in float64 where gradients of one row cancel."""
         squares = sample_squares(self.segments()[1])
         doubtful = cancelled(squares, self.lengths().square(), wide_dtype(self.g))
-        if bool(doubtful.any()):
+        if any_of(doubtful):
             squares[doubtful] = sample_squares(self.in_double(doubtful).segments()[1])
         return squares
 
-    def weighted_sum(self, factors: Tensor, limit: float) -> Tensor:
-        apart = excessive(self.lengths(), factors, limit)
-        if not bool(apart.any()):
+    def excess(self, factors: Tensor, limit: float) -> Tensor:
+        return excessive(self.lengths(), factors, limit)
+
+    def weighted_sum(self, factors: Tensor, limit: float | None) -> Tensor:
+        if limit is None or not any_of(apart := self.excess(factors, limit)):
             return self._sum(factors)
         return self._sum(factors.masked_fill(apart, 0)).add_(self.in_double(apart)._sum(factors[apart]))
 

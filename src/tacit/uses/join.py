@@ -12,6 +12,7 @@ from tacit.uses.dense import Dense
 from tacit.uses.gather import Gather
 from tacit.uses.numerics import cancelled, cautious, excessive, sample_squares, sizes, wide, wide_dtype
 from tacit.uses.outer import Outer
+from tacit.uses.questions import any_of
 from tacit.uses.routed import Routed
 from tacit.uses.units import Units
 
@@ -41,7 +42,7 @@ class TableAndHead(Use):
         bound = (self.table.lengths() + self.head.lengths()).square()
         doubtful = cancelled(squares, bound, precision)
         squares = cautious(squares, table + head + 2 * sizes(products), precision)
-        if bool(doubtful.any()):
+        if any_of(doubtful):
             squares[doubtful] = sample_squares(self._part(doubtful).dense())
         return squares
 
@@ -56,10 +57,16 @@ class TableAndHead(Use):
         head = Outer(self.head.a[chosen].double(), self.head.g[chosen].double(), self.head.shape)
         return TableAndHead(self.table.in_double(chosen), head)
 
-    def weighted_sum(self, factors: Tensor, limit: float) -> Tensor:
-        lengths = self.head.lengths() + self.table.lengths()
-        apart = excessive(lengths, factors, limit)
-        if not bool(apart.any()):
+    def forget(self) -> None:
+        super().forget()
+        self.table.forget()
+        self.head.forget()
+
+    def excess(self, factors: Tensor, limit: float) -> Tensor:
+        return excessive(self.head.lengths() + self.table.lengths(), factors, limit)
+
+    def weighted_sum(self, factors: Tensor, limit: float | None) -> Tensor:
+        if limit is None or not any_of(apart := self.excess(factors, limit)):
             return self.table.weighted_sum(factors, limit) + self.head.weighted_sum(factors, limit)
         kept = factors.masked_fill(apart, 0)
         rest = torch.tensordot(factors[apart].double(), self._part(apart).dense(), 1)

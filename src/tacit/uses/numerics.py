@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tacit.uses.questions import any_of
+
 BLOCK = 1024
 """Numbers summed in the working precision before float64 takes over.
 
@@ -59,7 +61,7 @@ def sample_squares(values: Tensor) -> Tensor:
     squares = block_squares(rows)
     if rows.dtype == torch.float32:
         doubtful = out_of_range(squares)
-        if bool(doubtful.any()):
+        if any_of(doubtful):
             squares[doubtful] = block_squares(rows[doubtful].double())
     return squares
 

@@ -14,6 +14,7 @@ from tacit.uses.cost import Asked
 from tacit.uses.dense import Dense
 from tacit.uses.formed import product_squares
 from tacit.uses.numerics import cautious, excessive, sample_squares, sizes, untrusted, wide, wide_dtype
+from tacit.uses.questions import any_of
 from tacit.uses.units import Units
 from tacit.uses.workspace import Workspace
 
@@ -96,7 +97,7 @@ class Outer(Use):
         """Those of whole gradients; again in float64 where they are mostly rounding error of what cancelled."""
         squares = product_squares(self.g, self.a)
         doubtful = untrusted(squares, self.lengths().square(), self.part_squares(), wide_dtype(self.a))
-        return self._in_double(squares, doubtful)
+        return self._in_double(squares, doubtful) if any_of(doubtful) else squares
 
     def _gram_norms(self) -> Tensor:
         """Gram identity: ``‖G[b]‖² = sum_{t,s} (a_t·a_s)(g_t·g_s)`` (Goodfellow 2015, arXiv:1510.01799)."""
@@ -108,20 +109,26 @@ class Outer(Use):
         squares = grams.mul_(grad_grams).sum((1, 2), dtype=torch.float64)
         doubtful = untrusted(squares, lengths.square(), (a_squares.sum(1), g_squares.sum(1)), a.dtype)
         squares = cautious(squares, sizes(grams), a.dtype)
-        if not bool(doubtful.any()):  # else they may be mostly rounding error, too
-            self._lengths = lengths
-        return self._in_double(squares, doubtful)
-
-    def _in_double(self, squares: Tensor, doubtful: Tensor) -> Tensor:
-        if bool(doubtful.any()):
-            squares[doubtful] = sample_squares(_products(self.a[doubtful].double(), self.g[doubtful].double()))
+        if any_of(doubtful):
+            return self._in_double(squares, doubtful)
+        self._lengths = lengths  # else they may be mostly rounding error, too
         return squares
 
-    def weighted_sum(self, factors: Tensor, limit: float) -> Tensor:
-        if self.a.shape[1] > 1:
-            apart = excessive(self.lengths(), factors, limit)
-            if bool(apart.any()):
-                return self._sum(factors.masked_fill(apart, 0)) + self._sum_apart(factors, apart)
+    def _in_double(self, squares: Tensor, doubtful: Tensor) -> Tensor:
+        squares[doubtful] = sample_squares(_products(self.a[doubtful].double(), self.g[doubtful].double()))
+        return squares
+
+    def forget(self) -> None:
+        super().forget()
+        self._squares = self._lengths = None
+
+    def excess(self, factors: Tensor, limit: float) -> Tensor | None:
+        return excessive(self.lengths(), factors, limit) if self.a.shape[1] > 1 else None
+
+    def weighted_sum(self, factors: Tensor, limit: float | None) -> Tensor:
+        apart = None if limit is None else self.excess(factors, limit)
+        if apart is not None and any_of(apart):
+            return self._sum(factors.masked_fill(apart, 0)) + self._sum_apart(factors, apart)
         return self._sum(factors)
 
     def _sum(self, factors: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from tacit.uses.numerics import (
     wide,
     wide_dtype,
 )
+from tacit.uses.questions import any_of
 from tacit.uses.units import Units
 
 
@@ -100,7 +101,7 @@ class Patches(Use):
         return self._in_double(cautious(squares, sizes(patches), x.dtype), doubtful)
 
     def _in_double(self, squares: Tensor, doubtful: Tensor) -> Tensor:
-        if bool(doubtful.any()):
+        if any_of(doubtful):
             squares[doubtful] = sample_squares(self._part(doubtful).dense())
         return squares
 
@@ -121,9 +122,11 @@ class Patches(Use):
     def _part(self, chosen: Tensor) -> Patches:
         return Patches(self.x[chosen].double(), self.g[chosen].double(), self.shape, self.geometry)
 
-    def weighted_sum(self, factors: Tensor, limit: float) -> Tensor:
-        apart = excessive(self.lengths(), factors, limit)
-        if not bool(apart.any()):
+    def excess(self, factors: Tensor, limit: float) -> Tensor:
+        return excessive(self.lengths(), factors, limit)
+
+    def weighted_sum(self, factors: Tensor, limit: float | None) -> Tensor:
+        if limit is None or not any_of(apart := self.excess(factors, limit)):
             return self._sum(factors)
         rest = torch.tensordot(factors[apart].double(), self._part(apart).dense(), 1)
         return self._sum(factors.masked_fill(apart, 0)).add_(rest)

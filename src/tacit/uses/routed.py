@@ -9,6 +9,7 @@ from torch import Tensor
 from tacit.uses.base import Use, zero_samples
 from tacit.uses.dense import Dense
 from tacit.uses.numerics import cautious, excessive, sample_squares, sizes, untrusted, wide
+from tacit.uses.questions import any_of
 from tacit.uses.units import Units
 
 
@@ -40,7 +41,7 @@ class Routed(Use):
         squares = products.sum((1, 2), dtype=torch.float64)
         doubtful = untrusted(squares, lengths.square(), (sample_squares(a), sample_squares(g)), a.dtype)
         squares = cautious(squares, sizes(products), a.dtype)
-        if bool(doubtful.any()):
+        if any_of(doubtful):
             squares[doubtful] = sample_squares(self._part(doubtful).dense())
         return squares
 
@@ -48,11 +49,16 @@ class Routed(Use):
         a, g = self.a[chosen].double(), self.g[chosen].double()
         return Routed(a, g, self.expert[chosen], self.shape[0], flipped=self.flipped)
 
-    def weighted_sum(self, factors: Tensor, limit: float) -> Tensor:
+    def excess(self, factors: Tensor, limit: float) -> Tensor:
         lengths = (sample_squares(self.a) * sample_squares(self.g)).sqrt()
-        apart = excessive(lengths, factors, limit)
+        return excessive(lengths, factors, limit)
+
+    def weighted_sum(self, factors: Tensor, limit: float | None) -> Tensor:
+        if limit is None:
+            return self._sum(factors)
+        apart = self.excess(factors, limit)
         total = self._sum(factors.masked_fill(apart, 0))
-        if bool(apart.any()):
+        if any_of(apart):
             total += torch.tensordot(factors[apart].double(), self._part(apart).dense(), 1).to(total.dtype)
         return total
 
