@@ -92,10 +92,11 @@ def first_difference(pairs: Sequence[tuple[str, Fingerprint, Fingerprint]]) -> s
 def are_alike(some: Sequence[Fingerprint], others: Sequence[Fingerprint]) -> list[bool]:
     """Which fingerprints are those of the same numbers, but for rounding. Two that are 0 are alike, and tell little."""
     found = numbers([*some, *others])  # a GPU is waited for once
-    return [_alike(a, b) for a, b in zip(found[: len(some)], found[len(some) :], strict=True)]
+    return [is_alike(a, b) for a, b in zip(found[: len(some)], found[len(some) :], strict=True)]
 
 
-def _alike(one: float, other: float) -> bool:
+def is_alike(one: float, other: float) -> bool:
+    """Whether the values of two fingerprints are those of the same numbers, but for rounding."""
     return one == other or (math.isnan(one) and math.isnan(other)) or abs(one - other) <= 1e-5 * abs(other) < math.inf
 
 

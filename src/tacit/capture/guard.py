@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
+from tacit.capture.asked_later import AskedLater
 from tacit.capture.fingerprints import (
     Fingerprint,
     are_alike,
@@ -26,9 +27,10 @@ from tacit.capture.fingerprints import (
     sum_fingerprint,
 )
 from tacit.capture.graphs import nodes_behind
-from tacit.capture.unrounded import UnroundedSums
+from tacit.capture.unrounded import NARROW, UnroundedSums
 from tacit.distributed import local
 from tacit.errors import LeakError, PrivacyError
+from tacit.uses import answers_at_once
 
 _NOTHING = (None, -1, None)
 """What is expected where no gate has returned anything."""
@@ -44,6 +46,7 @@ class LeakGuard:
         self._arrived: dict[str, Fingerprint | None] = {}
         self._accumulated: dict[str, tuple[tuple[int, int], Fingerprint]] = {}
         self._unrounded = UnroundedSums()
+        self._later = AskedLater()
         self.broken = False
         self.unwatched_forward = ""
         self.zeroed = 0
@@ -82,11 +85,7 @@ class LeakGuard:
             if before is None:
                 self._unrounded.drop(name)
             else:
-                try:
-                    self.check_untouched({name: before})
-                except PrivacyError:
-                    self.broken = True
-                    raise
+                self._check_before(name, before)
             expected, task, known = self._expected.pop(name, _NOTHING)
             if task != torch._C._current_graph_task_id():  # an earlier backward's, which did not want this gradient
                 expected = None
@@ -98,6 +97,22 @@ class LeakGuard:
             self._unrounded.arrived(name, before)
 
         return check
+
+    def _check_before(self, name: str, before: Tensor) -> None:
+        """Hold that ``.grad`` is as the last backward left it, now that more is added; of a GPU it is asked later."""
+        # What is the rounding of a sum must be known at once to be cleared.
+        if self._waits(before) and before.dtype not in NARROW and self._is_where_left(name, before):
+            self._later.add(name, self._accumulated[name][1], fingerprint(before), arriving=False)
+            return
+        try:
+            self.check_untouched({name: before})
+        except PrivacyError:
+            self.broken = True
+            raise
+
+    def _waits(self, gradient: Tensor) -> bool:
+        """Whether questions about this gradient are asked at the step."""
+        return not answers_at_once(gradient.device)
 
     def _left_by(
         self, name: str, parameter: Tensor, gradient: Tensor, before: Tensor | None, known: Fingerprint | None
@@ -118,7 +133,9 @@ class LeakGuard:
             return known
         if not before.is_contiguous():
             return None
-        if not are_alike([known], [fingerprint(gradient)])[0]:
+        if self._waits(gradient):
+            self._later.add(name, known, fingerprint(gradient), arriving=True)
+        elif not are_alike([known], [fingerprint(gradient)])[0]:
             raise self.leak(name, alone=False)
         return sum_fingerprint(parameter, before, gradient)
 
@@ -175,12 +192,7 @@ class LeakGuard:
         self.zeroed += len(suspects)  # or else there is an error
         for name in suspects:
             if bool(local(gradients[name]).any()):
-                raise PrivacyError(
-                    f"the gradient of {name!r} was changed after its backward() (clip_grad_norm_, a GradScaler, or an "
-                    "assignment to .grad). The noise was calibrated for the clipped sum, not for what is there now. "
-                    "Change gradients after the noise instead, in a hook of optimizer.register_step_pre_hook; pass a "
-                    "GradScaler to make_private(..., grad_scaler=scaler)."
-                )
+                raise _changed_after(name)
             self._unrounded.drop(name)  # cleared, and what it was the rounding of with it
 
     def divided(self, gradients: Mapping[str, Tensor], by: float) -> list[str]:
@@ -220,8 +232,17 @@ class LeakGuard:
         record = self._accumulated.get(name)
         return record is not None and record[0] == _identity(gradient)
 
-    def check_whole(self, names: Iterable[str]) -> None:
-        """Raise unless the gradients of these parameters are those of the whole batch: of all processes."""
+    def check_whole(self, names: Iterable[str]) -> None:  # noqa: ARG002
+        """Raise unless the gradients of these parameters are those of the whole batch: of all processes.
+
+        And unless all that was to be asked later was as it should be.
+        """
+        wrong, cleared = self._later.settle()
+        self.zeroed += cleared
+        if wrong:
+            self.broken = True
+            name, arriving = wrong[0].name, wrong[0].arriving
+            raise self.leak(name, alone=False) if arriving else _changed_after(name)
 
     def check_graph(self, value: Tensor, carrier: Tensor) -> bool:
         """Tell whether all that ``value`` depends on and that wants a gradient is behind the carrier.
@@ -271,6 +292,7 @@ class LeakGuard:
         self._arrived.clear()
         self._accumulated.clear()
         self._unrounded.clear()
+        self._later.clear()
         self.broken = False
         self.unwatched_forward = ""
 
@@ -280,6 +302,15 @@ class LeakGuard:
         self._handles.clear()
         self._nodes.clear()
         self.reset()
+
+
+def _changed_after(name: str) -> PrivacyError:
+    return PrivacyError(
+        f"the gradient of {name!r} was changed after its backward() (clip_grad_norm_, a GradScaler, or an "
+        "assignment to .grad). The noise was calibrated for the clipped sum, not for what is there now. "
+        "Change gradients after the noise instead, in a hook of optimizer.register_step_pre_hook; pass a "
+        "GradScaler to make_private(..., grad_scaler=scaler)."
+    )
 
 
 def refuse_accumulation_hooks(name: str, parameter: Tensor) -> None:

@@ -13,6 +13,7 @@ from tacit.uses.numerics import wide, wide_dtype
 from tacit.uses.outer import Gram, Outer
 from tacit.uses.patches import Geometry, Patches, gradients, gradients_by_patches, row_gradients, unfold
 from tacit.uses.precision import FullPrecision
+from tacit.uses.questions import answers_at_once
 from tacit.uses.rates import costs_of, device_name
 from tacit.uses.room import SHARE, Room, free_memory
 from tacit.uses.routed import Routed
@@ -51,6 +52,7 @@ __all__ = [
     "Units",
     "Use",
     "Workspace",
+    "answers_at_once",
     "any_differ",
     "clip_with",
     "costs_of",
