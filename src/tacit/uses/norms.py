@@ -36,7 +36,7 @@ class Norms:
     computed as though there were no need, and :meth:`known` asks whether there was, of all uses together.
 
     Args:
-        uses: by name.
+        uses: by name, all on one device.
         together: some of them, taken together.
 
     Attributes:
@@ -48,7 +48,8 @@ class Norms:
         self._together = together
         self._others = {name: use for name, use in uses.items() if name not in joint}
         self.names = (*joint, *self._others)
-        self._at_once = all(answers_at_once(use.device) for use in uses.values())
+        first = next(iter(uses.values()), None)
+        self._at_once = first is None or answers_at_once(first.device)
         self._questions: dict[str, list[Tensor]] = {}
         self._found = {name: self._norms(name, use) for name, use in self._others.items()}
 
