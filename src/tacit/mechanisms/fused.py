@@ -100,7 +100,7 @@ def compiled() -> Kernel | None:
 @cache
 def moves_as_torch(release: Kernel, dtype: torch.dtype) -> bool:
     """Whether the kernel moves weights to the same last bit as torch: either may round a product before adding it."""
-    found, values = torch.randn((2, 1001), generator=torch.Generator().manual_seed(0), dtype=dtype)
+    found, values = torch.randn((2, 1001), generator=torch.Generator().manual_seed(0), dtype=dtype, device="cpu")
     expected, whole, words = found.clone(), slice(None), np.zeros(1002, dtype=np.int64)
     release(words, values.numpy(), 1.0, 2.0**20, 2.0**-20, *Move(found, 0.1).for_kernel(whole))
     Move(expected, 0.1)(values, whole)
