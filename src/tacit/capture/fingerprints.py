@@ -72,13 +72,18 @@ def looked_at(*parts: Tensor) -> Sequence[Tensor]:
     of 50,000 rows would cost a tenth of its step.) If these are all 0, as they may be where most of a gradient is, they
     tell nothing, and all numbers are looked at. Other devices always look at all: to ask them first costs more.
     """
+    seen = _spread(parts)
+    return parts if seen is None or not bool(seen.any()) else [seen]
+
+
+def _spread(parts: Sequence[Tensor]) -> Tensor | None:
+    """Numbers of the sum, evenly spread; None if all of them are to be looked at."""
     first = parts[0]
     if first.numel() < 2 * _LARGE or first.device.type != "cpu":
-        return parts
+        return None
     # An odd step comes past every column of a matrix whose rows have a power of two.
     step = first.numel() // _LARGE | 1
-    seen = sum((part[::step] for part in parts[1:]), first[::step])
-    return [seen] if bool(seen.any()) else parts
+    return sum((part[::step] for part in parts[1:]), first[::step])
 
 
 def first_difference(pairs: Sequence[tuple[str, Fingerprint, Fingerprint]]) -> str | None:
@@ -115,9 +120,14 @@ def _norm(parts: Sequence[Tensor], times: float) -> Tensor:
     """The norm of a sum of vectors, in blocks: a large sum is never formed, and float32 adds up few numbers at once."""
     if parts[0].numel() <= _SMALL:
         return _strided_norm(sum(parts[1:], parts[0]), times)
+    seen = _spread(parts)
+    if seen is not None:
+        norm = _strided_norm(seen, times)
+        if bool(norm):  # or else as `looked_at` says
+            return norm
     norms = [
         _strided_norm(sum(blocks[1:], blocks[0]), times)
-        for blocks in zip(*(part.split(_BLOCK) for part in looked_at(*parts)), strict=True)
+        for blocks in zip(*(part.split(_BLOCK) for part in parts), strict=True)
     ]
     return norms[0] if len(norms) == 1 else _strided_norm(torch.stack(norms), 1.0)
 

@@ -73,11 +73,15 @@ def out_of_range(squares: Tensor) -> Tensor:
 
 def block_squares(rows: Tensor) -> Tensor:
     """The sum of squares of each row: ``(B,)``, float64, each block's summed in the rows' own type."""
-    full = rows.shape[1] // BLOCK * BLOCK
-    squares: Tensor = torch.linalg.vector_norm(rows[:, full:], dim=1).double().square()
-    if full:
-        blocks = rows[:, :full].unflatten(1, (-1, BLOCK))
-        squares = squares + torch.linalg.vector_norm(blocks, dim=2).double().square().sum(1)
+    squares: Tensor
+    count = rows.shape[1]
+    full = count // BLOCK * BLOCK
+    if count <= BLOCK:
+        squares = torch.linalg.vector_norm(rows, dim=1).double().square()
+        return squares
+    squares = torch.linalg.vector_norm(rows[:, :full].unflatten(1, (-1, BLOCK)), dim=2).double().square().sum(1)
+    if full < count:
+        squares += torch.linalg.vector_norm(rows[:, full:], dim=1).double().square()
     return squares
 
 
