@@ -33,7 +33,7 @@ KEYED_PAIRS = 3 * 2**13
 Threads of ours make blocks of their own; so they do with the kernel."""
 
 READY = 2**12
-"""Small tensors are served from as many numbers that lie ready."""
+"""Small tensors are served from as many numbers that lie ready, where they cannot go along with large ones."""
 
 Finish = Callable[[Tensor, slice], None]
 """Is given float64 normals, which it may overwrite, and which part of the whole they are for. Several threads may call
@@ -164,11 +164,11 @@ class SecureNormal:
         parts: deque[_Part] = deque()
         pieces: list[Piece] = []
         for job in jobs:
-            if self._key is None and job.count <= READY:
-                job.finish(self._some(job.count) * job.deviation, slice(0, job.count))
-                continue
             rounding = None if compiled is None else _fusible(job)
             direct = rounding if rounding is not None and can_make(rounding) else None
+            if direct is None and self._key is None and job.count <= READY:
+                job.finish(self._some(job.count) * job.deviation, slice(0, job.count))
+                continue
             for start in range(0, job.count, block):
                 count, number = min(block, job.count - start), self._number()
                 if direct is not None:
