@@ -408,6 +408,11 @@ def test_a_step_of_its_own():
 
 def test_a_step_that_all_of_the_class_have(monkeypatch):
     optimizer, real = torch.optim.SGD([wide()], lr=0.1), torch.optim.SGD.step
-    for step in (lambda self: None, functools.wraps(real)(lambda self: real(self))):
+    hooked = torch.optim.Optimizer.profile_hook_step  # so torch wraps what is there when the first SGD is made
+    for step in (
+        lambda self: None,
+        functools.wraps(real)(lambda self: real(self)),
+        hooked(functools.wraps(real.__wrapped__)(lambda self: real.__wrapped__(self))),
+    ):
         monkeypatch.setattr(torch.optim.SGD, "step", step)
         assert not rates(optimizer)

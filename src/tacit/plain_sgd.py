@@ -14,7 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+from torch.optim.optimizer import (
+    _global_optimizer_post_hooks,
+    _global_optimizer_pre_hooks,
+    _use_grad_for_differentiable,
+)
 
 _OFF = ("momentum", "dampening", "weight_decay", "nesterov", "maximize", "differentiable", "fused")
 
@@ -25,7 +29,9 @@ _LARGEST = 1e30
 """Torch refuses rates that float32 does not hold."""
 
 _STEP = inspect.unwrap(SGD.step)
-_AS_HOOKED = Optimizer.profile_hook_step(_STEP).__code__  # torch wraps it once, with the first SGD of the process
+_LAYERS = tuple(
+    around(_STEP).__code__ for around in (Optimizer.profile_hook_step, _use_grad_for_differentiable)
+)  # what torch lays around it: the first with the first SGD of the process
 
 
 def plain_rates(optimizer: Optimizer, own: Collection[Callable[..., Any]]) -> dict[int, float]:
@@ -46,7 +52,7 @@ def plain_rates(optimizer: Optimizer, own: Collection[Callable[..., Any]]) -> di
 
 def _steps_plainly(optimizer: Optimizer, own: Collection[Callable[..., Any]]) -> bool:
     """Whether ``step()`` is that of torch's SGD, which nobody listens to."""
-    if type(optimizer) is not SGD or SGD.step.__code__ is not _AS_HOOKED or inspect.unwrap(SGD.step) is not _STEP:
+    if type(optimizer) is not SGD or not _is_torchs_step():
         return False
     step = vars(optimizer).get("step")
     if step is not None and not _is_schedulers(step):
@@ -58,6 +64,16 @@ def _steps_plainly(optimizer: Optimizer, own: Collection[Callable[..., Any]]) ->
         _global_optimizer_post_hooks.values(),
     )
     return not torch._C._autograd._profiler_enabled() and all(hook in own for hook in hooks)
+
+
+def _is_torchs_step() -> bool:
+    """Whether nobody has laid a function of his own around ``SGD.step``."""
+    step: Any = SGD.step
+    for layer in _LAYERS:
+        if getattr(step, "__code__", None) is not layer:
+            return False
+        step = step.__wrapped__
+    return step is _STEP
 
 
 def _is_schedulers(step: Any) -> bool:

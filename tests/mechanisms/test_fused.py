@@ -81,7 +81,7 @@ def keyed(values):
 def test_the_kernel_is_asked_for_much_noise_only(dtype, monkeypatch):
     asked = []
     monkeypatch.setattr(secure, "kernel", lambda: lambda *_: asked.append(1))
-    monkeypatch.setattr(secure, "can_make", lambda _: False)
+    monkeypatch.setattr(secure, "can_make", lambda *_: False)
     for count in (FROM - 1, FROM):
         values = torch.zeros(count, dtype=dtype)
         SecureNormal().each([Job(count, Rounding(values, 1.0, 1.0))])

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from tacit.errors import PrivacyError
 from tacit.mechanisms import native, team
 from tacit.mechanisms.fused import FROM, Rounding, compiled
 from tacit.mechanisms.keystream import Keystream
@@ -100,7 +101,7 @@ def test_threads_of_ones_own_may_use_the_team_at_once():
 @needs_kernel
 def test_a_source_asks_for_it_for_float32_only():
     for dtype, wanted in ((torch.float32, True), (torch.float64, False), (torch.bfloat16, False)):
-        assert can_make(Rounding(torch.zeros(2, dtype=dtype), 1.0, 1.0)) is wanted
+        assert can_make(Rounding(torch.zeros(2, dtype=dtype), 1.0, 1.0), False) is wanted
 
 
 @needs_kernel
@@ -108,7 +109,7 @@ def test_a_source_with_a_key_makes_the_same_with_and_without_it(monkeypatch):
     """Which processors have the instructions differs, and processes with one key must agree but for rounding."""
     outs = [sums(FROM + 5, 1) for _ in range(2)]
     SecureNormal(KEY).each([Job(len(outs[0]), Rounding(outs[0], 1.0, 1.0), 50.0)])
-    monkeypatch.setattr("tacit.mechanisms.secure.can_make", lambda _: False)
+    monkeypatch.setattr("tacit.mechanisms.secure.can_make", lambda *_: False)
     SecureNormal(KEY).each([Job(len(outs[1]), Rounding(outs[1], 1.0, 1.0), 50.0)])
     assert (outs[0] - outs[1]).abs().max() <= 1
     assert (outs[0] != outs[1]).double().mean() < 1e-2
@@ -161,3 +162,56 @@ def test_without_the_instructions_nothing_is_said(monkeypatch, recwarn):
 def test_the_team_is_torchs_own():
     """Two OpenMP libraries in one process would each have threads that wait for work, on the same processors."""
     assert (team._parallel() is not None) == any((team.Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+
+
+@needs_kernel
+@pytest.mark.usefixtures("anew")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_whatever_the_default_type_is_it_is_tried_on_float32(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        assert native.goes(False)
+        assert native.goes(True)
+    finally:
+        torch.set_default_dtype(before)
+
+
+@needs_kernel
+@pytest.mark.usefixtures("anew")
+def test_whatever_the_default_device_is_memory_is_the_cpus():
+    out = torch.zeros(200)
+    with torch.device("meta"):
+        assert native.goes(True)
+        Native(KEY, 100).make([Piece(Rounding(out, 1.0, 1.0), at, 100, 1e4, at) for at in (0, 100)], 2)
+    assert out.all()
+
+
+@needs_kernel
+def test_only_numbers_that_it_can_write_are_written():
+    narrow, there = torch.zeros(8, dtype=torch.bfloat16), torch.zeros(8)
+    source = Native(KEY, 8)
+    with pytest.raises(TypeError, match="float32 side by side.*bfloat16"):
+        source.make([Piece(Rounding(narrow, 1.0, 1.0), 0, 8, 1.0, 0)], 1)
+    with pytest.raises(TypeError, match="float32 side by side"):
+        source.make([Piece(Rounding(there, 1.0, 1.0, Move(there.double(), 0.1)), 0, 8, 1.0, 0)], 1)
+    with pytest.raises(IndexError, match="8 numbers from 1 on"):
+        source.make([Piece(Rounding(there, 1.0, 1.0), 1, 8, 1.0, 0)], 1)
+    assert not there.any()
+
+
+@needs_kernel
+def test_noise_that_was_not_made_is_an_error_and_its_stream_is_given_up(monkeypatch):
+    """Sums without noise must not pass for a release."""
+    assert native.goes(False)
+    monkeypatch.setattr(team, "run", lambda *_: None)
+    source, out = SecureNormal(), torch.ones(FROM)
+    source.next_block = 5
+    with pytest.raises(PrivacyError, match="noise was made for 0 of 3 parts"):
+        source.each([Job(FROM, Rounding(out, 1.0, 1.0), 50.0)])
+    stream = source._streams[0]
+    monkeypatch.undo()
+    source.each([Job(FROM, Rounding(out, 1.0, 1.0), 50.0)])
+    assert source._streams[0] is stream
+    assert source.next_block == 11
+    assert (out != 1).double().mean() > 0.9

@@ -123,7 +123,7 @@ def _norm(parts: Sequence[Tensor], times: float) -> Tensor:
     seen = _spread(parts)
     if seen is not None:
         norm = _strided_norm(seen, times)
-        if bool(norm):  # or else as `looked_at` says
+        if bool(norm) or bool(seen.any()):  # or else as `looked_at` says
             return norm
     norms = [
         _strided_norm(sum(blocks[1:], blocks[0]), times)

@@ -10,7 +10,9 @@ from functools import cache
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from tacit.errors import PrivacyError
 from tacit.mechanisms import team
 from tacit.mechanisms.fused import Rounding, compiled
 from tacit.mechanisms.keystream import BEGINS_AT, Keystream
@@ -51,7 +53,10 @@ class Native:
 
         self._keys = round_keys(key, lanes())
         self._room = longest + 2 * GROUP
-        self._words = torch.empty((0, self._room), dtype=torch.int64)
+        self._words = self._space(0)
+
+    def _space(self, threads: int) -> Tensor:
+        return torch.empty((threads, self._room), dtype=torch.int64, device="cpu")
 
     def make(self, pieces: Sequence[Piece], threads: int) -> None:
         """Write the noisy sums over the sums. Each piece depends on its number and the key alone.
@@ -59,11 +64,14 @@ class Native:
         Args:
             pieces: those of one release.
             threads: in so many threads.
+
+        Raises:
+            PrivacyError: not all were made. What is in the sums has no noise, or has it in part.
         """
         from tacit.mechanisms import native_kernel as kernel
 
         if len(self._words) < threads:
-            self._words = torch.empty((threads, self._room), dtype=torch.int64)
+            self._words = self._space(threads)
         sizes = np.array([_size(piece) for piece in pieces], dtype=np.int64)
         nonces = np.frombuffer(b"".join(piece.number.to_bytes(12, "big") for piece in pieces), dtype=np.int32)
         scales = np.array([_scale(piece) for piece in pieces])
@@ -80,11 +88,22 @@ class Native:
         ):
             order[place] = table.ctypes.data
         moving = any(piece.rounding.move is not None for piece in pieces)
-        team.run(kernel.work(moving), order.ctypes.data, threads)
+        needed = (order, sizes, nonces, scales, self._keys, self._words, pieces)
+        team.run(kernel.work(moving), order.ctypes.data, threads, needed)
+        if order[kernel.DONE] != len(pieces):
+            raise PrivacyError(
+                f"noise was made for {order[kernel.DONE]} of {len(pieces)} parts of a release: its gradients must not "
+                "be used, and are not stepped. Set NUMBA_DISABLE_JIT=1: torch then makes the noise."
+            )
 
 
 def _size(piece: Piece) -> tuple[int, int, int]:
     values, move = piece.rounding.values, piece.rounding.move
+    for each in (values,) if move is None else (values, move.weights):
+        if each.dtype != torch.float32 or each.device.type != "cpu" or not each.is_contiguous():
+            raise TypeError(f"the kernel writes float32 side by side on the CPU, not {each.dtype} on {each.device}")
+        if not 0 <= piece.start <= piece.start + piece.count <= each.numel():
+            raise IndexError(f"{piece.count} numbers from {piece.start} on are not within {each.numel()}")
     before = piece.start * values.element_size()
     return values.data_ptr() + before, piece.count, 0 if move is None else move.weights.data_ptr() + before
 
@@ -94,10 +113,9 @@ def _scale(piece: Piece) -> tuple[float, float, float, float]:
     return piece.deviation, rounding.into, rounding.back, 0.0 if rounding.move is None else -rounding.move.rate
 
 
-def can_make(rounding: Rounding) -> bool:
-    """Whether the kernel is for such sums, and goes here."""
-    single = rounding.can_be_fused and rounding.values.dtype == torch.float32
-    return single and goes(rounding.move is not None)
+def can_make(rounding: Rounding, moving: bool) -> bool:
+    """Whether the kernel is for such sums, and goes here, be it that some of a release move weights."""
+    return rounding.can_be_fused and rounding.values.dtype == torch.float32 and goes(moving)
 
 
 @cache
@@ -124,19 +142,22 @@ def goes(moving: bool) -> bool:
 
 def _fault(moving: bool) -> str:
     """What is wrong with noise of a random key, beside that made from the library's words, in words."""
-    key, number, count, deviation = secrets.token_bytes(16), secrets.randbits(96), 5001, 2.0**20
-    moved, as_torch = (torch.linspace(-1, 1, count) for _ in range(2))
+    key, number, count, deviation = secrets.token_bytes(16), secrets.randbits(95), 5002, 2.0**20
+    # Whatever types and devices are the default.
+    moved, as_torch = (torch.linspace(-1, 1, count, dtype=torch.float32, device="cpu") for _ in range(2))
     found, wanted = (
-        Rounding(torch.zeros(count), into=1.0, back=2.0**-20, move=move)
+        Rounding(torch.zeros(count, dtype=torch.float32, device="cpu"), into=1.0, back=2.0**-20, move=move)
         for move in (Move(moved, _RATE) if moving else None, None)
     )
-    Native(key, count).make([Piece(found, 0, count, deviation, number)], 1)
-    release = compiled()
+    release, half = compiled(), count // 2
     if release is None:
         return "there is no other to compare it with"
-    words = Keystream(key).block(number, (count + 1) // 2)
-    wanted.fused(release, words, slice(0, count), deviation)
-    if not wanted.values.any() or (found.values - wanted.values).abs().max() > 2.0**-19:
-        return "its words are not those of AES"
+    pieces = [Piece(found, part * half, half, deviation, number + part) for part in range(2)]
+    Native(key, half).make(pieces, min(2, torch.get_num_threads()))
+    for piece in pieces:
+        words = Keystream(key).block(piece.number, (half + 1) // 2)
+        wanted.fused(release, words, slice(piece.start, piece.start + half), deviation)
+    if not wanted.values.any() or not torch.equal(found.values, wanted.values):
+        return "its words are not those of AES, or its noise is rounded otherwise"
     as_torch.add_(found.values, alpha=-_RATE)
     return "" if torch.equal(moved, as_torch) or not moving else "it moves weights otherwise than torch"

@@ -17,10 +17,10 @@ from numba.extending import intrinsic
 from tacit.mechanisms.aes_kernel import GROUP, lanes, made
 from tacit.mechanisms.fused_kernel import release
 
-NEXT, SPACES, PARTS, SIZES, NONCES, SCALES, KEYS, WORDS, ROOM, BEGINS_AT = range(10)
-"""What stands where in an order (10,), int64.
+NEXT, SPACES, DONE, PARTS, SIZES, NONCES, SCALES, KEYS, WORDS, ROOM, BEGINS_AT = range(11)
+"""What stands where in an order (11,), int64.
 
-* ``NEXT``, ``SPACES``: how many parts and how many spaces for words are taken: 0 and 0 at first.
+* ``NEXT``, ``SPACES``, ``DONE``: how many parts and how many spaces for words are taken, and how many parts are done.
 * ``PARTS``: how many there are.
 * ``SIZES``: address of ``(parts, 3)``, int64: address of float32 values, how many, and address of the weights that are
   moved by them, or 0.
@@ -30,7 +30,7 @@ NEXT, SPACES, PARTS, SIZES, NONCES, SCALES, KEYS, WORDS, ROOM, BEGINS_AT = range
 * ``BEGINS_AT``: the counter of a part's first words.
 """
 
-LENGTH = 10
+LENGTH = 11
 _WIDE = lanes() or 1
 _ROUND_KEYS = 11
 _fill = made(_WIDE)
@@ -104,6 +104,7 @@ def work(moving: bool) -> int:
             if part >= order[PARTS]:
                 return
             _make(order, part, space, along)
+            _taken(pointer, DONE)  # not reached by what fails, of which Numba tells nobody
 
     _KEPT.append(take)
     found: int = take.address

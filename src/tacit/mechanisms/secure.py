@@ -75,7 +75,7 @@ class _Stream:
         self._key = key
         self._words = Keystream(key)
         self._native: Native | None = None
-        self._spaces = [torch.empty(0, dtype=torch.float64)] * 3
+        self._spaces = [torch.empty(0, dtype=torch.float64, device="cpu")] * 3
 
     def make_at_once(self, pieces: Sequence[Piece], threads: int) -> None:
         """Make the numbers of all pieces, from several threads."""
@@ -99,7 +99,7 @@ class _Stream:
         """``count`` normal numbers in two halves, in memory that the next call overwrites."""
         pairs = (count + 1) // 2
         if len(self._spaces[0]) < pairs:
-            self._spaces = [torch.empty(pairs, dtype=torch.float64) for _ in range(3)]
+            self._spaces = [torch.empty(pairs, dtype=torch.float64, device="cpu") for _ in range(3)]
         words = self._words.block(number, pairs).view(2, pairs)
         cosine, sine = box_muller(words, deviation, [space[:pairs] for space in self._spaces])
         return cosine, sine[: count - pairs]
@@ -163,9 +163,10 @@ class SecureNormal:
         block = 2 * (PAIRS if self._key is None and compiled is None else KEYED_PAIRS)
         parts: deque[_Part] = deque()
         pieces: list[Piece] = []
+        moving = any(rounding.move is not None for job in jobs if (rounding := _fusible(job)) is not None)
         for job in jobs:
             rounding = None if compiled is None else _fusible(job)
-            direct = rounding if rounding is not None and can_make(rounding) else None
+            direct = rounding if rounding is not None and can_make(rounding, moving) else None
             if direct is None and self._key is None and job.count <= READY:
                 job.finish(self._some(job.count) * job.deviation, slice(0, job.count))
                 continue
@@ -176,13 +177,20 @@ class SecureNormal:
                 else:
                     parts.append(_Part(job, start, count, number))
         if pieces:
-            self._streams[0].make_at_once(pieces, min(torch.get_num_threads(), len(pieces)))
+            self._at_once(pieces)
         # Torch's threads share in its passes over large blocks.
         threads = 1 if self._key is None and compiled is None else min(torch.get_num_threads(), len(parts))
         if threads > 1:
             self._share(parts, threads, compiled)
         elif parts:
             self._work(self._streams[0], parts, compiled)
+
+    def _at_once(self, pieces: Sequence[Piece]) -> None:
+        try:
+            self._streams[0].make_at_once(pieces, min(torch.get_num_threads(), len(pieces)))
+        except BaseException:
+            self._streams = [self._new_stream()]  # a thread that was not waited for still uses the other's memory
+            raise
 
     def _share(self, parts: deque[_Part], threads: int, compiled: Kernel | None) -> None:
         self._streams += [self._new_stream() for _ in range(threads - len(self._streams))]

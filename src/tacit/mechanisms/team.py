@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -19,13 +20,14 @@ _PROCESS = os.getpid()
 _FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
-def run(function: int, order: int, threads: int) -> None:
+def run(function: int, order: int, threads: int, needed: Sequence[object]) -> None:
     """Call ``function(order)`` in so many threads at once, without Python's lock, and return when all have returned.
 
     Args:
         function: the address of a compiled function of an address, that returns nothing and raises nothing.
         order: an address.
         threads: how many.
+        needed: what lives for as long as any of them runs, also if an interrupt ends the wait for them.
     """
     work = _FUNCTION(function)
     parallel = _parallel() if threads > 1 and os.getpid() == _PROCESS else None  # a fork has lost the threads
@@ -35,10 +37,14 @@ def run(function: int, order: int, threads: int) -> None:
         parallel(function, order, threads, 0)
     else:
         with ThreadPoolExecutor(threads - 1, thread_name_prefix="noise") as pool:
-            others = [pool.submit(work, order) for _ in range(threads - 1)]
+            others = [pool.submit(_call, work, order, needed) for _ in range(threads - 1)]
             work(order)
             for each in others:
                 each.result()
+
+
+def _call(work: Callable[[int], None], order: int, needed: Sequence[object]) -> None:  # noqa: ARG001
+    work(order)
 
 
 @cache
