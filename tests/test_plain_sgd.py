@@ -14,7 +14,8 @@ import tacit.optimizer
 from tacit import BatchMemoryManager, PrivacyEngine
 from tacit.errors import PrivacyError
 from tacit.mechanisms import fused
-from tacit.plain_sgd import SMALL, plain_rates
+from tacit.mechanisms.gaussian import SMALL
+from tacit.plain_sgd import plain_rates
 
 RECORDS, CLASSES = 12, 3
 LARGE, LITTLE = (331, 401), (67, 77)  # with Numba its kernel makes noise for the first, torch for the second

@@ -20,10 +20,9 @@ from torch.optim.optimizer import (
     _use_grad_for_differentiable,
 )
 
-_OFF = ("momentum", "dampening", "weight_decay", "nesterov", "maximize", "differentiable", "fused")
+from tacit.mechanisms.gaussian import SMALL
 
-SMALL = 2**12
-"""Parameters of at most so many numbers are stepped in no time."""
+_OFF = ("momentum", "dampening", "weight_decay", "nesterov", "maximize", "differentiable", "fused")
 
 _LARGEST = 1e30
 """Torch refuses rates that float32 does not hold."""
@@ -37,7 +36,8 @@ _LAYERS = tuple(
 def plain_rates(optimizer: Optimizer, own: Collection[Callable[..., Any]]) -> dict[int, float]:
     """The learning rates of large parameters that are stepped plainly, by ``id``.
 
-    They are dense, on the CPU, and share no memory with others of the optimizer.
+    They are dense, on the CPU, and share no memory with others of the optimizer. Small ones, whose noise is made side
+    by side, are stepped in no time.
 
     Args:
         optimizer: the user's.

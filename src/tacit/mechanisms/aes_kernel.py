@@ -2,7 +2,7 @@
 
 `cryptography` makes the same words. But it holds Python's lock meanwhile, so that threads wait for each other, and
 its OpenSSL uses the wide instructions in Galois/Counter Mode only, and there not on all processors that have them. So
-these words are compared with its own before the first is used, see `keystream`.
+these words are compared with its own before the first is used, see `native`.
 """
 
 from __future__ import annotations
