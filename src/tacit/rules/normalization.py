@@ -40,10 +40,10 @@ class LayerNormFunction(RuleFunction):
         weight_slot: Slot | None,
         bias_slot: Slot | None,
     ) -> Tensor:
-        y, mean, rstd = torch.ops.aten.native_layer_norm(x, shape, weight, bias, eps)
+        y, mean, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
         ctx.save_for_backward(SENTINEL, x, weight, bias, mean, rstd)
         ctx.settings = shape, layout, weight_slot, bias_slot
-        return y  # type: ignore[no-any-return]
+        return y
 
     @staticmethod
     @in_own_types
@@ -126,10 +126,10 @@ class GroupNormFunction(RuleFunction):
         x = x.contiguous()
         size, channels = x.shape[:2]
         area = _area(x)
-        y, mean, rstd = torch.ops.aten.native_group_norm(x, weight, bias, size, channels, area, groups, eps)
+        y, mean, rstd = torch.native_group_norm(x, weight, bias, size, channels, area, groups, eps)
         ctx.save_for_backward(SENTINEL, x, weight, mean, rstd)
         ctx.settings = groups, layout, weight_slot, bias_slot
-        return y  # type: ignore[no-any-return]
+        return y
 
     @staticmethod
     @in_own_types

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
+from math import prod
 from mmap import PAGESIZE
 
 import numpy as np
@@ -76,18 +77,19 @@ class Workspace:
 
     def filled(self, shape: tuple[int, ...], dtype: torch.dtype, fill: Fill) -> Tensor:
         """A tensor that ``fill`` has written."""
+        size = prod(shape) * dtype.itemsize
+        if size < LEAST:
+            out = torch.empty(shape, dtype=dtype, device="cpu")
+            fill(out)
+            return out
         before = self._pages()
-        out = self._empty(torch.Size(shape), dtype)
+        out = self._part(torch.Size(shape), dtype, size)
         fill(out)
-        if out.nbytes >= LEAST:
-            self._formed += out.nbytes
-            self._mapped += self._pages() - before
+        self._formed += size
+        self._mapped += self._pages() - before
         return out
 
-    def _empty(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        size = shape.numel() * dtype.itemsize
-        if size < LEAST:
-            return torch.empty(shape, dtype=dtype)
+    def _part(self, shape: torch.Size, dtype: torch.dtype, size: int) -> Tensor:
         with self._turn:
             if not self._out:
                 self._offset = self._begun = 0
