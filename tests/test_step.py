@@ -4,11 +4,13 @@ import math
 
 import pytest
 import torch
+from tests.small_run import make, train
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tacit import PrivacyEngine
 from tacit.clipping import FlatClipping
+from tacit.mechanisms import add_gaussian_noise
 from tacit.step import clipping_factors
 
 RECORDS, FEATURES, CLASSES = 12, 6, 3
@@ -205,3 +207,17 @@ class TestFactors:
         squares = torch.tensor([[4.0]], dtype=torch.float64)
         found = clipping_factors(["w"], squares, FlatClipping(1.0), scale=1.0, real=0)
         assert float(found.by_name["w"]) == 0.0
+
+
+def test_noise_pays_for_rounding_of_as_many_records_as_are_expected(monkeypatch):
+    """Of a public number: the batch that was drawn says nothing."""
+    told = []
+
+    def add(totals, **settings):
+        told.append(settings["records"])
+        return add_gaussian_noise(totals, **settings)
+
+    monkeypatch.setattr("tacit.step.add_gaussian_noise", add)
+    _, model, optimizer, loader = make()
+    train(model, optimizer, loader, steps=2)
+    assert told == [pytest.approx(8.0)] * 2

@@ -101,6 +101,7 @@ class Attachment:
             measured=settings.tune == "measure",
             guard=self._guard(),
             entered=self._look_around,
+            averaged=lambda: self.plan.loss_reduction == "mean",
         )
         renew_compiled_wrappers(module)
         self.averaging = self._averaging()

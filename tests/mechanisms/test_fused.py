@@ -10,7 +10,8 @@ import torch
 from tacit.errors import ConfigurationError
 from tacit.mechanisms import NoiseSource, add_gaussian_noise, fused, noise, secure
 from tacit.mechanisms.fused import FROM, Rounding, compiled, kernel, maker
-from tacit.mechanisms.gaussian import ROUNDING, grid_of
+from tacit.mechanisms.gaussian import grid_of
+from tacit.mechanisms.rounding import ROUNDING
 from tacit.mechanisms.secure import Job, SecureNormal
 
 pytest.importorskip("numba")

@@ -17,7 +17,8 @@ import torch
 
 from tacit.errors import PrivacyError
 from tacit.mechanisms import NoiseSource, add_gaussian_noise
-from tacit.mechanisms.gaussian import ROUNDING, grid_of
+from tacit.mechanisms.gaussian import grid_of
+from tacit.mechanisms.rounding import ROUNDING
 from tacit.mechanisms.secure import KEYED_PAIRS, PAIRS, READY, Job, SecureNormal, box_muller
 
 LARGE = 2 * PAIRS

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tacit.mechanisms.gaussian import ROUNDING
+from tacit.mechanisms.rounding import ROUNDING, rounding_of
 from tacit.testing import private_gradients
 
 BOUND = 1.0
@@ -76,3 +76,10 @@ def test_also_where_all_others_move_up(name: str, processes: int) -> None:
 
     moved = float((mean(0) - mean(1)).norm())
     assert moved <= BOUND / processes * (1 + ROUNDING / 4)
+
+
+@pytest.mark.parametrize(("records", "moved"), [(1025, 3.8e-5), (4097, 2.4e-4), (16385, 1.4e-3), (32769, 4e-3)])
+def test_more_is_paid_for_large_sums(records: int, moved: float) -> None:
+    """What was measured for records that all point one way, of an MLP, where one more has no gradient itself."""
+    assert 2 * moved < rounding_of(records)
+    assert rounding_of(2048) == rounding_of(1) == ROUNDING

@@ -22,6 +22,7 @@ from tacit.capture.frames import in_autograd_function, in_reentrant_checkpoint
 from tacit.capture.losses import COUPLING, uncoupled_mean
 from tacit.capture.marks import Mark, clear_mark, mark_of, set_mark, tensors_in
 from tacit.capture.overwritten import Overwritten, stale_error
+from tacit.capture.rescaled import NARROW
 from tacit.capture.views import embed_once, note_view
 from tacit.capture.writes import check_written, keeps_aliases, mark_written, moved_error
 from tacit.errors import LayoutError, MixingError, NoRuleError, PrivacyError
@@ -247,6 +248,8 @@ class Capture(TorchFunctionMode):
         if known is not None and not any(value is source for source in marked):
             return known  # a rule made it of calls that were followed
         mark = follow(func, marked, args, kwargs, value)
+        if value.dtype in NARROW and self.frame is not None:
+            self.frame.run.narrow = True
         if mark is None:
             clear_mark(value)
         elif mark is not known:

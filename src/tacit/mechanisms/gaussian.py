@@ -11,10 +11,8 @@ from torch import Tensor
 from tacit.mechanisms.fused import Rounding
 from tacit.mechanisms.moving import Move
 from tacit.mechanisms.noise import NoiseSource
+from tacit.mechanisms.rounding import rounding_of
 from tacit.mechanisms.secure import Job
-
-ROUNDING = 2.0**-12
-"""By what part the noise is larger than what is accounted for: it pays for rounding, see `add_gaussian_noise`."""
 
 _GRID_BITS = 12
 
@@ -35,6 +33,7 @@ def add_gaussian_noise(
     noise: NoiseSource,
     in_place: bool = False,
     moves: Sequence[Move | None] = (),
+    records: float = 1.0,
 ) -> list[Tensor]:
     """Return ``(total + N(0, std²)) / divisor`` (Dwork & Roth 2014, Appendix A) for each, in the type of ``total``.
 
@@ -42,15 +41,18 @@ def add_gaussian_noise(
     point numbers can come out, and how often their last bits do, then says nothing about ``total`` (Mironov 2012,
     doi:10.1145/2382196.2382264): rounding, dividing and converting are post-processing of the noisy sum.
 
-    What rounding can do is paid for with noise: its deviation is ``1 + 2⁻¹²`` times ``std``, so that the sensitivity
-    may be larger by that part than the accounted one. Against this stand, in units of the clipping bound:
+    What rounding can do is paid for with noise: its deviation is ``1 + 2⁻¹²`` times ``std``, and more for more than
+    2,048 records (`rounding_of`), so that the sensitivity may be larger by that part than the accounted one. Against
+    this stand, in units of the clipping bound:
 
     * a sample's own factor and gradient: norms are summed in blocks or in float64, factors and products rounded to
       float32: under 2⁻¹⁸ (proved for blocks of up to 2⁵ partial sums, each rounded to 2⁻²⁴). Norms from Gram matrices
       whose terms nearly cancel are raised by more than rounding was seen to take off; of others it is under 1e-4;
     * the order in which float32 sums up the others, which a sample more may change, and with several processes, in
       which of them: measured, under 6e-5 for batches of up to 1024, of one process or several
-      (`tests/mechanisms/test_rounding.py`). No bound that holds for all data is known that is of use.
+      (`tests/mechanisms/test_rounding.py`). No bound that holds for all data is known that is of use;
+    * what a sample more does to the others' gradients, by 1/B, where the loss is a mean: in float32 no more than the
+      order does, also measured; in low precision, where it would be much more, it is kept away (`capture/rescaled.py`).
     * cells: a float64 normal, off by under 1e-14 of ``std`` (logarithm, root, sine, the addition), changes the
       probability of a grid point, at least 1.2e-4 of ``std`` wide, by a factor of at most 1 ± 1.7e-10, independently in
       each coordinate. By Azuma's inequality the losses of D coordinates in all releases together differ from their
@@ -64,12 +66,14 @@ def add_gaussian_noise(
         noise: where the noise comes from.
         in_place: write the results over ``totals``, where these are contiguous.
         moves: weights to be moved by the result of each of ``totals``; ``()`` for none.
+        records: how many are expected in the sums.
     """
     moves = moves or [None] * len(totals)
     if std <= 0:
         divided = [_divided(total, divisor) for total in totals]
         _move(moves, divided)
         return divided
+    deviation = std * (1 + rounding_of(records))
     outs: list[Tensor] = []
     jobs: dict[torch.device, list[Job]] = {}
     few: dict[tuple[torch.device, torch.dtype], list[int]] = {}
@@ -81,10 +85,10 @@ def add_gaussian_noise(
         if total.numel() <= SMALL:
             few.setdefault((total.device, total.dtype), []).append(place)
         else:
-            jobs.setdefault(total.device, []).append(_job(outs[-1], std, divisor, moves[place]))
+            jobs.setdefault(total.device, []).append(_job(outs[-1], std, deviation, divisor, moves[place]))
     joined = {key: _joined([outs[place] for place in places]) for key, places in few.items()}
     for (device, _), whole in joined.items():
-        jobs.setdefault(device, []).append(_job(whole, std, divisor))
+        jobs.setdefault(device, []).append(_job(whole, std, deviation, divisor))
     for device, several in jobs.items():
         noise.each(several, device)
     for key, places in few.items():
@@ -111,9 +115,9 @@ def _move(moves: Sequence[Move | None], released: Sequence[Tensor]) -> None:
             move(result.reshape(-1), slice(None))
 
 
-def _job(values: Tensor, std: float, divisor: float, move: Move | None = None) -> Job:
+def _job(values: Tensor, std: float, deviation: float, divisor: float, move: Move | None = None) -> Job:
     """Noise for a contiguous sum, its rounding and its division, written over it."""
     grid = grid_of(std)
     # In units of the grid, a power of two.
     rounding = Rounding(values.view(-1), into=1 / grid, back=grid / divisor, move=move)
-    return Job(values.numel(), rounding, std * (1 + ROUNDING) / grid)
+    return Job(values.numel(), rounding, deviation / grid)

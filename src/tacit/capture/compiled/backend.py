@@ -76,6 +76,7 @@ class PrivateGraph:
         self._marks = marks
         self._contacts = seen.contacts
         self._tables = seen.tables
+        self._narrow = seen.narrow
 
     def __call__(self, *inputs: Any) -> Any:
         call = self._call()
@@ -88,6 +89,7 @@ class PrivateGraph:
         run = call.frame.run
         run.contacts.update({name: run.contacts.get(name, 0) + count for name, count in self._contacts.items()})
         run.tables |= self._tables
+        run.narrow |= self._narrow
         sizes = self._sizes.read(inputs)
         slots: tuple[Tensor, ...] = ()
         if self._likes:
