@@ -30,7 +30,7 @@ from tacit.mechanisms import NoiseSource
 from tacit.optimizer import PrivateOptimizer
 from tacit.plan import PrivacyPlan
 from tacit.recording import Recorder
-from tacit.sampling import DrawLog, Handout, Part, Sampling, private_loader, user_generator
+from tacit.sampling import Batch, DrawLog, Handout, Part, Piece, Sampling, private_loader, user_generator
 from tacit.settings import Settings
 from tacit.stats import ClipStats
 from tacit.step import Clipper, Coming, Factors, Releaser
@@ -72,8 +72,7 @@ class Attachment:
         self.notes: dict[str, Note] = {}
         self._coming_notes: dict[str, Note] = {}
         self._used: set[str] = set()
-        self._rows: list[Tensor] = []
-        self._rows_of = -1
+        self._rows: dict[Batch, list[Tensor]] = {}
         self._checked_use = False
         self._accountant = accountant
         self.ledger = ledger
@@ -264,9 +263,9 @@ class Attachment:
             self.session.index_of_batch = read_field(batch, self.settings.sample_index)
         self.session.padding = handout.padding
 
-    def _batch_at_hand(self) -> tuple[int, int] | None:
-        draw = self.draws.current
-        return None if draw is None else (draw.index, self.draws.physical_records + self.session.padding)
+    def _batch_at_hand(self) -> tuple[Piece, int] | None:
+        piece = self.draws.at_hand
+        return None if piece is None else (piece, self.draws.physical_records + self.session.padding)
 
     def criterion(self, criterion: Callable[..., Any]) -> PrivateCriterion:
         return PrivateCriterion(criterion, self.session, self.plan.loss_reduction)
@@ -293,7 +292,7 @@ class Attachment:
         if not run.synthetic:
             self._refuse_reading_ahead()
             self._refuse_rows_seen(run, fresh=fresh)
-            self.draws.used(run.real_units, fresh)
+            self.draws.used(run.real_units, fresh, run.piece)
         self._used.update(factors.by_name)
         self.notes, self._coming_notes = self._coming_notes, {}
         real = slice(run.real_units)
@@ -319,22 +318,21 @@ class Attachment:
             )
 
     def _refuse_rows_seen(self, run: Pass, *, fresh: bool) -> None:
-        """Refuse rows of memory that an earlier backward of this step has differentiated.
+        """Refuse rows of memory that an earlier backward of this step has differentiated, of the same draw.
 
         The inputs are held until the step, so that their addresses are not given to others.
         """
-        current = self.draws.current
-        if fresh or current is None or self._rows_of != current.index:
+        if fresh:
             self._rows.clear()
-        self._rows_of = -1 if current is None else current.index
-        for value in run.inputs:
-            if any(_overlap(value, earlier) for earlier in self._rows):
-                raise SamplingError(
-                    "rows of this batch were differentiated already in this step: their records would be clipped "
-                    "once more, and count twice their bound. Sum the losses and call backward() once for each row."
-                )
-        if current is not None:
-            self._rows += run.inputs
+        if run.piece is None:  # its step is refused
+            return
+        seen = self._rows.setdefault(run.piece.batch, [])
+        if any(_overlap(value, earlier) for value in run.inputs for earlier in seen):
+            raise SamplingError(
+                "rows of this batch were differentiated already in this step: their records would be clipped "
+                "once more, and count twice their bound. Sum the losses and call backward() once for each row."
+            )
+        seen += run.inputs
 
     def _leave_grad_samples(self, run: Pass, uses: Mapping[str, Use]) -> None:
         for name, parameter in self.parameters.items():

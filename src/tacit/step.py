@@ -390,6 +390,7 @@ class Releaser:
         for (name, parameter), total, part in zip(trainable.items(), totals, released, strict=True):
             parameter.grad = gradients[name] = like(total, part.to(parameter.dtype))
         self._gradients.accept_all(gradients)
+        self._draws.released()
         self.forget()
         return moved
 

@@ -153,7 +153,7 @@ def test_no_iteration_goes_on_when_a_run_is_resumed(options):
     loader = private(batch_size=4, **options)
     batches = iter(loader)
     next(batches)
-    loader.draws.used(1, fresh=True)
+    loader.draws.used(1, fresh=True, piece=loader.draws.at_hand)
     loader.resume(3)
     assert loader.draws.current is None
     assert not loader.draws.contributed

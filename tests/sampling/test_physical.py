@@ -43,7 +43,7 @@ class SummingOptimizer:
 
     def backward(self, x: torch.Tensor) -> None:
         assert len(x) == self.draws.physical_records
-        self.draws.used(0, fresh=not self.pending)
+        self.draws.used(0, fresh=not self.pending, piece=self.draws.at_hand)
         self.pending = self.pending + x.tolist()
 
     def step(self) -> None:
@@ -51,6 +51,7 @@ class SummingOptimizer:
             self.keep = True
             return
         self.draws.take()
+        self.draws.released()
         self.released.append(self.pending)
 
 

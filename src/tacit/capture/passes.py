@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tacit.errors import SecondBackwardError
+from tacit.sampling import Piece
 from tacit.uses import Room, Units, Use
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ class Pass:
         synthetic: none of its rows is a record.
         units: which rows are one unit of privacy; None if each is one by itself.
         padding: how many rows at the end are blank: they contribute nothing.
+        piece: what the loader had handed out last when its forwards ran; None if nothing.
         inputs: the batch inputs of its outermost forwards, the first of each.
         contacts: how many uses of each parameter the forwards promised.
         tables: parameters of which rows were looked up.
@@ -136,12 +138,14 @@ class Pass:
         synthetic: bool = False,
         units: Units | None = None,
         padding: int = 0,
+        piece: Piece | None = None,
         settle: Settle = lambda _, total: total,
     ) -> None:
         self.samples = samples
         self.settle = settle
         self.in_step = True
         self.padding = padding
+        self.piece = piece
         self.units = units
         self.dummy = dummy
         self.synthetic = synthetic

@@ -26,6 +26,7 @@ from tacit.capture.sharded import Sharded, ShardedGuard
 from tacit.capture.units import units_of
 from tacit.distributed import is_spread, local
 from tacit.errors import MemoryBudgetError, MixingError, PrivacyError, SecondBackwardError
+from tacit.sampling import Piece
 from tacit.uses import SHARE, Layout, Room, Units, Use, Workspace, free_memory
 
 _WHOLE_APART = (
@@ -41,7 +42,7 @@ class Session:
         parameters: the private parameters by name: those that the private optimizer steps.
         clip: called once per backward, after all rules have recorded.
         batch_first: whether inputs carry the batch in dimension 0 (else 1).
-        at_hand: which batch is at hand, and how many rows or units it has; None if none was drawn.
+        at_hand: which physical batch is at hand, and how many rows or units it has; None if none was drawn.
         memory_budget: how many bytes may be held until the clip; where they are too few, two passes are run. If None,
             memory that is free decides between forms of what is held, and there is one pass.
         measured: choose forms of matrix products by timing them, not by prediction.
@@ -65,7 +66,7 @@ class Session:
         clip: Clip,
         *,
         batch_first: bool,
-        at_hand: Callable[[], tuple[int, int] | None],
+        at_hand: Callable[[], tuple[Piece, int] | None],
         apart: bool = False,
         memory_budget: int | None = None,
         measured: bool = False,
@@ -345,6 +346,7 @@ class Session:
             synthetic=self.synthetic,
             units=units,
             padding=padding,
+            piece=None if at_hand is None else at_hand[0],
             settle=(lambda _, total: total) if self._sharded is None else self._sharded.settle,
         )
         chosen = {name: self.parameters[name] for name in trainable}

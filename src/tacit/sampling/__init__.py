@@ -4,7 +4,7 @@ from tacit.sampling.base import Sampling
 from tacit.sampling.collate import EmptyAwareCollate
 from tacit.sampling.cyclic import CyclicPoissonSampling
 from tacit.sampling.disjoint import BallsInBinsSampling
-from tacit.sampling.draws import Draw, DrawLog
+from tacit.sampling.draws import Batch, Draw, DrawLog, Piece
 from tacit.sampling.fixed import FixedSizeSampling, FullBatchSampling
 from tacit.sampling.generators import user_generator
 from tacit.sampling.handouts import Handout
@@ -20,6 +20,7 @@ from tacit.sampling.weighted import WeightedPoissonSampling
 
 __all__ = [
     "BallsInBinsSampling",
+    "Batch",
     "BatchMemoryManager",
     "CyclicPoissonSampling",
     "Draw",
@@ -32,6 +33,7 @@ __all__ = [
     "MicrobatchTarget",
     "Part",
     "PhysicalBatches",
+    "Piece",
     "PoissonSampling",
     "PrivateLoader",
     "Sampling",
