@@ -74,6 +74,18 @@ def second_backward() -> None:
     loss.backward()
 
 
+def released_before() -> None:
+    run = Run()
+    batch = next(iter(run.loader))
+    for _ in range(2):
+        run.optimizer.zero_grad()
+        run.loss(batch=batch).backward()
+        if not run.engine.accountant.steps:
+            run.optimizer.step()
+    next(iter(run.loader))
+    run.optimizer.step()
+
+
 def original_optimizer() -> None:
     run = Run()
     run.loss().backward()
@@ -175,6 +187,7 @@ SITUATIONS: dict[str, Callable[[], Any]] = {
     ),
     "outside any forward": outside_any_forward,
     "second backward": second_backward,
+    "released before": released_before,
     "the original optimizer": original_optimizer,
     "the original loader": original_loader,
     "an own sampler": loaders(DataLoader(DATA, batch_size=4, sampler=Weighted([1.0] * RECORDS, RECORDS))),

@@ -25,6 +25,7 @@ WORDS: dict[str, tuple[str, str, str]] = {
     "the batch in a buffer": ("`layer.mean`", "saved with the model without noise", "Freeze the update"),
     "outside any forward": ("'layer.weight' beside its", "released with no bound", "move it into a forward"),
     "second backward": ("a second time over one forward", "up to twice its bound", "Sum the losses and call backward"),
+    "released before": ("of draw 0 (epoch 1)", "which epsilon does not cover", "Call optimizer.zero_grad(), then"),
     "the original optimizer": ("the original optimizer was stepped", "without noise", "Call step() on the optimizer"),
     "the original loader": ("nothing was drawn", "epsilon would not cover it", "Iterate the loader that make_private"),
     "an own sampler": ("sampler=WeightedRandomSampler", "WeightedPoissonSampling with public", "or weigh the loss"),
