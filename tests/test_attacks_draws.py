@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tacit import BatchMemoryManager, PrivacyEngine
-from tacit.errors import BudgetError, SamplingError, SecondBackwardError
+from tacit.errors import BudgetError, PrivacyError, SamplingError, SecondBackwardError
 
 RECORDS = 12
 
@@ -186,3 +186,22 @@ def test_two_pieces_of_a_batch_are_never_one_pass():
         assert len(x) == len(other)
         with pytest.raises(SecondBackwardError, match="pieces of one batch"):
             (kept + model(other).sum()).backward()
+
+
+@pytest.mark.parametrize("clear", [True, False])
+def test_weights_that_move_between_two_backwards_of_a_batch(clear):
+    """Sharpness-aware minimization by hand: the second gradient is taken where the first, without noise, led."""
+    _, model, optimizer, loader = make()
+    (x,) = next(batches := iter(loader))
+    model(x).sum().backward()
+    with torch.no_grad():
+        model.weight.add_(model.weight.grad)
+    if clear:
+        optimizer.zero_grad()
+    with pytest.raises((PrivacyError, SamplingError), match="weights were changed|differentiated"):
+        model(x.clone()).sum().backward()
+    optimizer.zero_grad()
+    (x,) = next(batches)
+    model(x).sum().backward()
+    optimizer.step()
+    assert counts(model) == of(x)

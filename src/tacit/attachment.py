@@ -34,6 +34,7 @@ from tacit.sampling import Batch, DrawLog, Handout, Part, Piece, Sampling, priva
 from tacit.settings import Settings
 from tacit.stats import ClipStats
 from tacit.step import Clipper, Coming, Factors, Releaser
+from tacit.still import StillWeights
 from tacit.uses import FastMatmul, Use
 from tacit.validation import plain_module, renew_compiled_wrappers
 
@@ -73,6 +74,7 @@ class Attachment:
         self._coming_notes: dict[str, Note] = {}
         self._used: set[str] = set()
         self._rows: dict[Batch, list[Tensor]] = {}
+        self._still = StillWeights(() if self.sharding else parameters.values())  # shards are written by others, too
         self._checked_use = False
         self._accountant = accountant
         self.ledger = ledger
@@ -293,6 +295,8 @@ class Attachment:
             self._refuse_reading_ahead()
             self._refuse_rows_seen(run, fresh=fresh)
             self.draws.used(run.real_units, fresh, run.piece)
+            if run.piece is not None:
+                self._still.check(run.piece.batch)
         self._used.update(factors.by_name)
         self.notes, self._coming_notes = self._coming_notes, {}
         real = slice(run.real_units)
@@ -357,6 +361,7 @@ class Attachment:
                 "step() was called without a backward() on the batch at hand: noise alone was released, and it counts."
             )
         self._drop_batch()
+        self._still.forget()
         self.session.forget()
         self._warn_unused()
         if witness is not None:
