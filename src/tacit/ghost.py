@@ -102,7 +102,7 @@ def _backward(run: Pass, terms: list[Deposit], sink: Callable[[str, Use], None],
 
 
 class _Norms:
-    """Squared norms per parameter; a use is dropped as soon as its parameter's last one has come."""
+    """Squared norms per parameter; its uses are let go of as soon as the last one has come."""
 
     def __init__(self, run: Pass, observer: Observer) -> None:
         self._run = run
@@ -118,17 +118,17 @@ class _Norms:
                 f"more gradients of {name!r} arrived than its forward announced, so its norm cannot be told. "
                 'Use grad_sample_mode="auto" for this model.'
             )
-        with FullPrecision(use.device):
-            self.seen.setdefault(name, []).append(Fingerprint(use))
         waiting = self._waiting.setdefault(name, [])
-        waiting += by_unit([use], self._run)
+        waiting.append(use)
         if len(waiting) == self._expected.get(name, 0):
             self._close(name)
 
     def _close(self, name: str) -> None:
         waiting = self._waiting.pop(name)
         with FullPrecision(waiting[0].device):
-            use = join(waiting)
+            # Not before: what is written into the first use until the last one comes is in their norm, too.
+            self.seen[name] = [Fingerprint(use) for use in waiting]
+            use = join(by_unit(waiting, self._run))
             self._observer.used(name, use)
             self._squares[name] = use.squared_norms()
 
@@ -139,11 +139,17 @@ class _Norms:
 
 
 class _Sums:
-    """Clipped sums, accumulated as the uses come: nothing is held but the sums."""
+    """Clipped sums; a parameter's is formed, and its uses are let go of, as soon as the last one has come.
+
+    The uses of one parameter may cancel: summed one by one, each over all samples, they would leave the rounding errors
+    of totals that no factor has bounded. What is summed is what was normed: the uses, joined. They are held no longer
+    than the first pass has held them.
+    """
 
     def __init__(self, run: Pass, factors: Factors, seen: Mapping[str, list[Fingerprint]]) -> None:
         self._run = run
-        self._seen = {name: list(several) for name, several in seen.items()}
+        self._seen = dict(seen)
+        self._waiting: dict[str, list[Use]] = {}
         self._pairs: list[tuple[Fingerprint, Fingerprint]] = []
         self._most: list[Tensor] = []
         self._factors = factors
@@ -151,19 +157,23 @@ class _Sums:
         self._totals: dict[str, Tensor] = {}
 
     def take(self, name: str, use: Use) -> None:
-        expected = self._seen.get(name)
-        if not expected:
+        if name not in self._seen:
             raise _differ(name)
-        self._most.append(self._most_of(name))
-        with FullPrecision(use.device):
-            self._pairs.append((expected.pop(0), Fingerprint(use)))
-            (use,) = by_unit([use], self._run)
+        waiting = self._waiting.setdefault(name, [])
+        waiting.append(use)
+        if len(waiting) == len(self._seen[name]):
+            self._close(name)
+
+    def _close(self, name: str) -> None:
+        waiting, expected = self._waiting.pop(name), self._seen.pop(name)
+        self._most += [self._most_of(name)] * len(waiting)
+        with FullPrecision(waiting[0].device):
+            self._pairs += zip(expected, [Fingerprint(use) for use in waiting], strict=True)
+            use = join(by_unit(waiting, self._run))
             if self._dropped is not None:
                 use = use.without(self._dropped)
             total = use.weighted_sum(self._factors.by_name[name], self._factors.sensitivity)
-        known = self._totals.get(name)
-        total = total if known is None else known.add_(total)
-        self._totals[name] = total if expected else self._run.settle_early(name, total)  # no more will come
+        self._totals[name] = self._run.settle_early(name, total)
 
     def _most_of(self, name: str) -> Tensor:
         """How long each row's gradient may be at most that its factor lets through: ``(B,)``."""
@@ -177,9 +187,9 @@ class _Sums:
         Raises:
             PrivacyError: it did not.
         """
-        missing = [name for name, several in self._seen.items() if several]
-        if missing or (self._pairs and bool(any_differ(self._pairs, self._most))):
-            raise _differ(missing[0] if missing else "some parameter")
+        missing = next(iter(self._seen), None)
+        if missing is not None or (self._pairs and bool(any_differ(self._pairs, self._most))):
+            raise _differ(missing or "some parameter")
 
     def sum(self, name: str) -> Tensor | None:
         return self._totals.pop(name, None)

@@ -68,10 +68,10 @@ class TableAndHead(Use):
     def weighted_sum(self, factors: Tensor, limit: float | None) -> Tensor:
         if limit is None or not any_of(apart := self.excess(factors, limit)):
             return self.table.weighted_sum(factors, limit) + self.head.weighted_sum(factors, limit)
-        kept = factors.masked_fill(apart, 0)
-        rest = torch.tensordot(factors[apart].double(), self._part(apart).dense(), 1)
+        kept, rest = factors.masked_fill(apart, 0), self._part(apart)
         total = self.table.weighted_sum(kept, limit) + self.head.weighted_sum(kept, limit)
-        return total.add_(rest)
+        # What cancels between the two cancels before it is rounded to float32.
+        return total.add_(rest.table.weighted_sum(factors[apart], None) + rest.head.weighted_sum(factors[apart], None))
 
     def dense(self) -> Tensor:
         return self.table.dense() + self.head.dense()

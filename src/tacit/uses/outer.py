@@ -142,8 +142,7 @@ class Outer(Use):
 
     def _sum_apart(self, factors: Tensor, apart: Tensor) -> Tensor:
         chosen = Outer(self.a[apart].double(), self.g[apart].double(), self.shape, flipped=self.flipped)
-        total: Tensor = torch.tensordot(factors[apart].double(), chosen.dense(), 1)
-        return total.to(wide(self.a).dtype)
+        return chosen._sum(factors[apart]).to(wide(self.a).dtype)
 
     def dense(self) -> Tensor:
         a, g = wide(self.a), wide(self.g)
