@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -18,22 +19,23 @@ if TYPE_CHECKING:
     from tacit.capture.crossings import Crossing
 
 
-_within: list[int] = []
+_within: ContextVar[int | None] = ContextVar("_within", default=None)  # each thread has its own backwards
 
 
 def current_task() -> int:
     """The number of the backward that is running, -1 outside any. What is pulled back within it belongs to it."""
-    return _within[-1] if _within else torch._C._current_graph_task_id()
+    outer = _within.get()
+    return torch._C._current_graph_task_id() if outer is None else outer
 
 
 @contextmanager
 def within_task() -> Iterator[None]:
     """For backwards of our own: checkpoints that they recompute belong to the backward around them."""
-    _within.append(current_task())
+    token = _within.set(current_task())
     try:
         yield
     finally:
-        _within.pop()
+        _within.reset(token)
 
 
 class ClippedSums(Protocol):
