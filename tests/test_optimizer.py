@@ -1,13 +1,14 @@
 """Any torch optimizer keeps working: groups, closures, schedulers, hooks, state."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from tacit import PrivacyEngine
+from tacit import BatchMemoryManager, PrivacyEngine
 from tacit.errors import ConfigurationError, PrivacyError
 
 RECORDS, FEATURES, CLASSES = 9, 4, 3
@@ -38,6 +39,13 @@ BUILDERS = {
     "adagrad": lambda m: torch.optim.Adagrad(m.parameters(), lr=0.1),
     "groups": lambda m: torch.optim.SGD([{"params": m[0].parameters(), "lr": 0.3}, {"params": m[2].parameters()}], 0.1),
 }
+
+
+PIECES = 3
+
+
+def in_pieces(loader, optimizer):
+    return BatchMemoryManager(data_loader=loader, max_physical_batch_size=RECORDS // PIECES, optimizer=optimizer)
 
 
 def assert_same(model, plain):
@@ -137,6 +145,38 @@ def test_zero_grad_throws_the_pending_sum_away():
     with pytest.warns(UserWarning, match=r"without a backward\(\)"):
         optimizer.step()
     assert torch.equal(before, model[0].weight)
+
+
+def fail_half_way(parts, **_):
+    parts[0].fill_(1e3)
+    raise MemoryError("no room")
+
+
+@pytest.mark.parametrize("leave", [False, True], ids=["caught within the block", "caught outside of it"])
+def test_zero_grad_throws_away_a_sum_in_pieces_whose_release_has_failed(leave, monkeypatch):
+    model, optimizer, loader, plain, plain_optimizer = make(BUILDERS["sgd"])
+    rows = []
+
+    def train(physical, wanted=()):
+        for x, y in physical:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            rows.append((x, y))
+            with pytest.raises(MemoryError) if len(rows) in wanted else nullcontext():
+                optimizer.step()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tacit.step.add_gaussian_noise", fail_half_way)
+        with pytest.raises(MemoryError) if leave else nullcontext(), in_pieces(loader, optimizer) as physical:
+            train(physical, wanted=() if leave else (PIECES,))
+    assert_same(model, plain)
+    rows.clear()
+    with in_pieces(loader, optimizer) as physical:
+        train(physical)
+    x, y = (torch.cat(column) for column in zip(*rows, strict=True))
+    nn.functional.cross_entropy(plain(x), y).backward()
+    plain_optimizer.step()
+    assert_same(model, plain)
 
 
 def test_zero_grad_between_forward_and_backward():

@@ -192,13 +192,13 @@ class PrivateOptimizer(Optimizer):
         if self._held:
             self._accumulating = True
             return loss
+        self._accumulating = False  # whatever happens now: zero_grad() throws away a sum whose release has failed
         if self._stepped() != self._known:
             raise PrivacyError(
                 "the original optimizer's parameter groups have changed since make_private(): new parameters would be "
                 "stepped without noise. Build the optimizer as it shall be before make_private()."
             )
         moved = self._release(plain_rates(self.inner, own=(self._refuse_direct_step, _ask_owners)))
-        self._accumulating = False
         self._releasing = True
         try:
             with _set_aside(moved):
