@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tacit.errors import LeakError, PrivacyError, SecondBackwardError, UnseenError
+from tacit.errors import FallbackWarning, LeakError, PrivacyError, SecondBackwardError, UnseenError
 from tacit.testing import check_exactness, private_gradients
 
 T, D = 3, 4
@@ -226,9 +226,41 @@ def test_a_checkpoint_in_a_checkpointed_function(outer: bool, blocks: int, B: in
     assert float(report.reference.norms.min()) > 0
 
 
-def test_a_reentrant_checkpoint_within_a_module_that_runs_apart_is_refused() -> None:
-    """It would be recomputed with the parameters themselves, not with the copies."""
+class Solves(nn.Module):
+    """Has no rule, so that it runs on single samples; with a checkpoint inside, if there is a kind to make it of."""
+
+    def __init__(self, reentrant: bool | None) -> None:
+        super().__init__()
+        self.inner, self.reentrant = nn.Linear(D, D), reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.inner(x) if self.reentrant is None else checkpoint(self.inner, x, use_reentrant=self.reentrant)
+        return torch.linalg.solve(self.inner.weight + 2 * torch.eye(D).to(x), h.mT).mT
+
+
+class Around(nn.Module):
+    """A module, and perhaps a checkpoint around it."""
+
+    def __init__(self, inner: nn.Module, reentrant: bool | None = None) -> None:
+        super().__init__()
+        self.first, self.inner, self.reentrant = nn.Linear(D, D), inner, reentrant
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = self.first(x)
+        return (self.inner(x) if self.reentrant is None else checkpoint(self.inner, x, use_reentrant=self.reentrant),)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpoint_within_a_module_that_runs_apart_is_refused(reentrant: bool) -> None:
+    """It would be recomputed with the parameters themselves, not with the copies. Either kind: so the other one is no
+    way out, and what the words advise instead is."""
     torch.manual_seed(0)
-    model = Functions(False, 1).double()
-    with pytest.raises(SecondBackwardError, match=r"runs on single samples.*use_reentrant=False"):
-        private_gradients(model, on_values, inputs(), max_grad_norm=1.0, grad_sample_mode="functorch")
+    everywhere = Around(nn.Linear(D, D), reentrant).double()
+    with pytest.raises(SecondBackwardError, match=r'of either kind.*single samples.*use grad_sample_mode="auto"'):
+        private_gradients(everywhere, on_values, inputs(), max_grad_norm=1.0, grad_sample_mode="functorch")
+    hold(everywhere, on_values)
+    alone = Around(Solves(reentrant)).double()
+    with pytest.warns(FallbackWarning), pytest.raises(SecondBackwardError, match="around that module"):
+        private_gradients(alone, on_values, inputs(), max_grad_norm=1.0)
+    with pytest.warns(FallbackWarning):
+        hold(Around(Solves(None), reentrant=False), on_values)

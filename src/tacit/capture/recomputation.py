@@ -82,9 +82,12 @@ class Recomputation:
         known = patterns.get(tuple(t.shape for t in tensors))
         if run is None or known is None:
             raise SecondBackwardError(
-                f"{entrance.path} ran inside a backward without a forward of its own before it: the whole private "
-                "model is checkpointed with use_reentrant=True, or a part of a module that runs on single samples is "
-                '(grad_sample_mode="functorch", or after a FallbackWarning). Use use_reentrant=False.'
+                f"{entrance.path} ran inside a backward without a forward of its own before it. Either the whole "
+                "private model is checkpointed with use_reentrant=True: use use_reentrant=False. Or a checkpoint of "
+                "either kind is within a module that runs on single samples. With "
+                'grad_sample_mode="functorch" the whole model does: leave the checkpoint out, or use '
+                'grad_sample_mode="auto". After a FallbackWarning the module that it names does: leave the checkpoint '
+                "out, or put one with use_reentrant=False around that module."
             )
         for value, (mark, crossing) in zip(tensors, known, strict=True):
             if mark is not None:
