@@ -32,6 +32,18 @@ def test_look_ups(exact_any: Any, name: str, shape: tuple[int, ...]) -> None:
     exact_any(table, batch)
 
 
+def test_samples_without_ids(exact_any: Any) -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.shift = nn.Embedding(5, 4), nn.Parameter(torch.randn(4))
+
+        def forward(self, batch: Tensor) -> Tensor:
+            return self.table(batch).sum(1) + self.shift
+
+    exact_any(Sum(), ids(4, 0))
+
+
 def test_sparse_tables_get_the_same_dense_gradients(exact: Any) -> None:
     table, batch = torch.randn(5, 4), ids(3, 6)
     sparse, dense = (

@@ -28,6 +28,21 @@ def test_linear_on_plain_rows(exact_any: Any, B: int, bias: bool) -> None:
     exact_any(nn.Linear(4, 3, bias=bias), torch.randn(B, 4))
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+@pytest.mark.parametrize("size", [(3, 4), (3, 5, 4), (3, 0, 4)], ids=str)
+def test_linear_without_features_or_positions(exact_any: Any, size: tuple[int, ...]) -> None:
+    class Narrow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.narrow, self.wide, self.shift = nn.Linear(4, 0), nn.Linear(0, 2), nn.Parameter(torch.randn(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.wide(self.narrow(x))
+            return (y if y.dim() == 2 else y.sum(1)) + self.shift
+
+    exact_any(Narrow(), torch.randn(size))
+
+
 @pytest.mark.parametrize("frozen", ["weight", "bias"])
 def test_linear_with_a_frozen_half(exact: Any, frozen: str) -> None:
     layer = nn.Linear(4, 3)

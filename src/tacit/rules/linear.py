@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class LinearFunction(RuleFunction):
     ) -> Tensor:
         y = F.linear(x, weight.t() if flipped else weight, bias)
         if weight_slot is not None:
-            weight_slot.expect(lambda: least_of_outer(layout.samples, x.numel() // x.shape[-1], weight))
+            weight_slot.expect(lambda: least_of_outer(layout.samples, prod(x.shape[:-1]), weight))
         # Under autocast the product ran in y's type: keep what it read, not what it was given.
         ctx.save_for_backward(SENTINEL, in_type(x, y.dtype), in_type(weight, y.dtype))
         ctx.settings = flipped, layout, weight_slot, bias_slot, x.dtype

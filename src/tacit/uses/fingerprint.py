@@ -94,9 +94,9 @@ def _limit_of_product(use: Outer) -> Tensor:
 def _rows_along(part: Tensor, which: int) -> Tensor:
     """The component of each row of each sample along a direction: ``(B, T)``; a part ``(B, n)`` is one row."""
     values = wide(part) if part.is_floating_point() else part.double()
-    width = part.shape[-1] if part.dim() > 1 else 1
-    rows = values.reshape(-1, width)
-    return rows.mv(_direction(width, which, rows.dtype, rows.device)).view(part.shape[0], -1)
+    width, count = (part.shape[-1], math.prod(part.shape[1:-1])) if part.dim() > 1 else (1, 1)
+    rows = values.reshape(part.shape[0] * count, width)
+    return rows.mv(_direction(width, which, rows.dtype, rows.device)).view(part.shape[0], count)
 
 
 @lru_cache(maxsize=64)

@@ -13,7 +13,7 @@ BLOCK = 2**20
 
 def formed_at_once(samples: int, rows: int, columns: int, itemsize: int) -> int:
     """Of how many samples whole gradients are formed at once."""
-    return max(1, min(samples, BLOCK // (rows * columns * itemsize)))
+    return max(1, min(samples, BLOCK // max(1, rows * columns * itemsize)))
 
 
 def product_squares(left: Tensor, right: Tensor) -> Tensor:

@@ -152,8 +152,10 @@ class Layout:
         """
         if self._is_plain and values.dim() == features + 2:  # as in most models
             return values
-        tail = values.shape[values.dim() - features :]
-        return self.split(values).reshape(self.samples, -1, *tail)
+        parts = self.split(values)
+        behind = parts.dim() - features
+        # In numbers: torch finds no missing one where there are no features.
+        return parts.reshape(self.samples, prod(parts.shape[1:behind]), *parts.shape[behind:])
 
     def totals(self, values: Tensor, features: int = 1) -> Tensor:
         """The sum over each sample's positions: ``(B, *values.shape[-features:])``. See :meth:`rows_of`.
