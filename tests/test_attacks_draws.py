@@ -189,7 +189,8 @@ def test_two_pieces_of_a_batch_are_never_one_pass():
 
 
 @pytest.mark.parametrize("clear", [True, False])
-def test_weights_that_move_between_two_backwards_of_a_batch(clear):
+@pytest.mark.parametrize("next_one", [True, False])
+def test_weights_that_move_between_two_backwards_without_a_step(clear, next_one):
     """Sharpness-aware minimization by hand: the second gradient is taken where the first, without noise, led."""
     _, model, optimizer, loader = make()
     (x,) = next(batches := iter(loader))
@@ -198,10 +199,19 @@ def test_weights_that_move_between_two_backwards_of_a_batch(clear):
         model.weight.add_(model.weight.grad)
     if clear:
         optimizer.zero_grad()
+    if next_one:
+        (x,) = next(batches)
     with pytest.raises((PrivacyError, SamplingError), match="weights were changed|differentiated"):
         model(x.clone()).sum().backward()
-    optimizer.zero_grad()
-    (x,) = next(batches)
-    model(x).sum().backward()
-    optimizer.step()
-    assert counts(model) == of(x)
+
+
+def test_weights_may_move_after_every_step_also_of_a_piece():
+    _, model, optimizer, loader = make()
+    with BatchMemoryManager(data_loader=loader, max_physical_batch_size=2, optimizer=optimizer) as pieces:
+        for (x,) in pieces:
+            optimizer.zero_grad()
+            model(x).sum().backward()
+            optimizer.step()
+            with torch.no_grad():
+                model.weight.mul_(0.9).clamp_(-1.0, 1.0)
+    assert float(model.weight.detach().abs().sum()) > 0

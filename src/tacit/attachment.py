@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.utils.data import DataLoader
 
+from tacit import uneven
 from tacit.accounting import Accountant, Release
 from tacit.budget import Budget
 from tacit.capture import AveragedGuard, Clip, LeakGuard, Pass, Session, ShardedGuard, read_field
@@ -102,7 +103,6 @@ class Attachment:
             measured=settings.tune == "measure",
             guard=self._guard(),
             entered=self._look_around,
-            averaged=lambda: self.plan.loss_reduction == "mean",
         )
         renew_compiled_wrappers(module)
         self.averaging = self._averaging()
@@ -282,7 +282,7 @@ class Attachment:
 
     def clipped(self, run: Pass, factors: Factors, uses: Mapping[str, Use]) -> None:
         """Take note of a clipped physical batch."""
-        self._release.clipped_to(factors.sensitivity)
+        self._release.clipped_to(factors.sensitivity * (1 + self._paid_for_rounding(run)))
         # Whether there are gradients, never what they are: accounting must not depend on the data.
         fresh = all(p.grad is None for p in self.parameters.values())
         self._since.fresh += fresh
@@ -295,14 +295,23 @@ class Attachment:
             self._refuse_reading_ahead()
             self._refuse_rows_seen(run, fresh=fresh)
             self.draws.used(run.real_units, fresh, run.piece)
-            if run.piece is not None:
-                self._still.check(run.piece.batch)
+            self._still.check()
         self._used.update(factors.by_name)
         self.notes, self._coming_notes = self._coming_notes, {}
         real = slice(run.real_units)
         self._stats = ClipStats(run.real_units, factors.norms[real], factors.sensitivity, factors.scaled[real])
         if self.settings.mode == "hooks":
             self._leave_grad_samples(run, uses)
+
+    def _paid_for_rounding(self, run: Pass) -> float:
+        """By what part the others may move the sum, too, as `uneven` says."""
+        if run.synthetic or not run.narrow or self.plan.loss_reduction != "mean":
+            return 0.0
+        records, apart = self.plan.sampling.expected_batch_size, self.settings.mode == "functorch"
+        part = uneven.paid(run.narrow, records, apart=apart)
+        names = " and ".join(sorted(str(each).removeprefix("torch.") for each in run.narrow))
+        self._warn_once(uneven.WARNING.format(part=part, dtype=names))
+        return part
 
     def _refuse_reading_ahead(self) -> None:
         """The piece, or where rows are told by their place the batch, at hand must be the one that was handed out."""
@@ -361,7 +370,6 @@ class Attachment:
                 "step() was called without a backward() on the batch at hand: noise alone was released, and it counts."
             )
         self._drop_batch()
-        self._still.forget()
         self.session.forget()
         self._warn_unused()
         if witness is not None:
@@ -415,6 +423,7 @@ class Attachment:
 
     def _on_step(self) -> None:
         """A step begins, be it that of a physical batch only: a GradScaler may have divided gradients for it."""
+        self._still.forget()
         there = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         self._scale.undo(there, self.session.guard)
         self._scale.hold()

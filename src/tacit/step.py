@@ -178,14 +178,14 @@ class Clipper:
     def scale(self, run: Pass) -> Tensor | float:
         """What undoes a mean over the batch, and the scale of the loss.
 
-        A loss that is the mean over B samples has per-sample gradients B times too small, or as many times as the pass
-        says. With units it is the mean over R rows; that of a batch of unit u alone is the mean over its own n_u rows,
-        so that its gradients are R / n_u times too small.
+        A loss that is the mean over B samples has per-sample gradients B times too small. With units it is the mean
+        over R rows; that of a batch of unit u alone is the mean over its own n_u rows, so that its gradients are
+        R / n_u times too small.
         """
         unscaled = 1.0 / self._loss_scale()
         if self._plan().loss_reduction != "mean":
             return unscaled
-        rows = float(run.averaged) if run.units is None else run.averaged / run.units.sizes.double()
+        rows = float(run.samples) if run.units is None else run.samples / run.units.sizes.double()
         return rows * unscaled
 
     def __call__(self, run: Pass, recorded: Mapping[str, list[Use]]) -> ClippedUses:

@@ -1,8 +1,7 @@
-"""Weights stand still from a draw's first backward to its step.
+"""Weights stand still between backwards that no step lies between.
 
-Where weights are moved between two backwards of a draw (sharpness-aware minimization, an inner step), it is by
-gradients that have no noise: the second sum depends on every record through the weights as well, which no clipping
-bounds.
+Where weights are moved there (sharpness-aware minimization, an inner step), it is by gradients that have no noise: the
+next sum depends on every record through the weights as well, which no clipping bounds.
 """
 
 from __future__ import annotations
@@ -12,11 +11,10 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from tacit.errors import PrivacyError
-from tacit.sampling import Batch
 
 
 class StillWeights:
-    """Refuses a backward of a draw if weights were written since an earlier one.
+    """Refuses a backward if weights were written since an earlier one, and ``step()`` was not called.
 
     Args:
         weights: the private parameters. What is written past autograd (``.data``, NumPy) is not seen.
@@ -24,23 +22,24 @@ class StillWeights:
 
     def __init__(self, weights: Iterable[Tensor]) -> None:
         self._weights = list(weights)
-        self._seen: dict[Batch, int] = {}
+        self._writes: int | None = None
 
-    def check(self, batch: Batch) -> None:
-        """A backward of this draw has run.
+    def check(self) -> None:
+        """A backward has run.
 
         Raises:
-            PrivacyError: weights have moved since its first one.
+            PrivacyError: weights have moved since the first one after a step.
         """
         writes = sum(weight._version for weight in self._weights)
-        if self._seen.setdefault(batch, writes) != writes:
+        if self._writes is None:
+            self._writes = writes
+        if self._writes != writes:
             raise PrivacyError(
-                "weights were changed between two backwards of one batch, before its step: whatever they were moved by "
-                "(a gradient without noise, as in sharpness-aware minimization or an inner step) may depend on every "
-                "record of it, and so would this gradient. Change weights after optimizer.step() only, or draw a new "
-                "batch."
+                "weights were changed between two backwards, without a step() in between: what moved them (a gradient "
+                "without noise, as in sharpness-aware minimization or an inner step) may depend on every record of the "
+                "batch, and so would this gradient. Change weights after optimizer.step() only."
             )
 
     def forget(self) -> None:
-        """What was differentiated is released: weights may move."""
-        self._seen.clear()
+        """A step was called: weights may move."""
+        self._writes = None

@@ -22,7 +22,6 @@ from tacit.capture.frames import in_autograd_function, in_reentrant_checkpoint
 from tacit.capture.losses import COUPLING, uncoupled_mean
 from tacit.capture.marks import Mark, clear_mark, mark_of, set_mark, tensors_in
 from tacit.capture.overwritten import Overwritten, stale_error
-from tacit.capture.rescaled import NARROW
 from tacit.capture.views import embed_once, note_view
 from tacit.capture.writes import check_written, keeps_aliases, mark_written, moved_error
 from tacit.errors import LayoutError, MixingError, NoRuleError, PrivacyError
@@ -35,6 +34,7 @@ _STATISTICS = {
     F.instance_norm: ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats"),
 }
 _NATIVE_STATISTICS = ("input", "weight", "bias", "running_mean", "running_var", "training")
+NARROW = frozenset([torch.bfloat16, torch.float16])
 _ASKS = frozenset(
     [
         *(Tensor.size, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.stride, Tensor.element_size),
@@ -104,7 +104,9 @@ class Capture(TorchFunctionMode):
             refuse_strides(func, args)
             if self.apart != "off":
                 self._look_on(func, args, kwargs)
-            return embedding_apart(*args, **kwargs) if func is F.embedding else func(*args, **kwargs)
+            out = embedding_apart(*args, **kwargs) if func is F.embedding else func(*args, **kwargs)
+            self._note_type(out)
+            return out
         marked: list[Tensor] = []
         trainable: list[Tensor] = []
         _sort(args, marked, trainable)
@@ -248,8 +250,7 @@ class Capture(TorchFunctionMode):
         if known is not None and not any(value is source for source in marked):
             return known  # a rule made it of calls that were followed
         mark = follow(func, marked, args, kwargs, value)
-        if value.dtype in NARROW and self.frame is not None:
-            self.frame.run.narrow = True
+        self._note_type(value)
         if mark is None:
             clear_mark(value)
         elif mark is not known:
@@ -257,6 +258,11 @@ class Capture(TorchFunctionMode):
             if mark.layout is None:
                 self._overwritten.watch(value)
         return mark
+
+    def _note_type(self, value: object) -> None:
+        """Tell the pass of what is in low precision."""
+        if isinstance(value, Tensor) and value.dtype in NARROW and self.frame is not None:
+            self.frame.run.narrow.add(value.dtype)
 
     def _look_at(self, value: Tensor, mark: Mark | None) -> None:
         if mark is None or mark.layout is not None or self._in_rule:  # as almost all

@@ -115,8 +115,7 @@ class Pass:
         tables: parameters of which rows were looked up.
         crossings: for each call of a checkpointed module, which outputs may be made of parameters alone.
         plain_only: two passes cannot be run over it (an input wants a gradient, or reentrant checkpointing).
-        narrow: a forward computed something of the batch in bfloat16 or float16.
-        rescaled: gradients come as those of a mean over a power of two; see `capture/rescaled.py`.
+        narrow: the types narrower than float32 in which forwards computed something of the batch.
         finished: the clipping has run.
         sink: where uses go instead, while two passes run.
         clipped: what the clipping made of the uses.
@@ -156,8 +155,7 @@ class Pass:
         self.crossings: Crossings = {}
         self.finished = False
         self.plain_only = False
-        self.narrow = False
-        self.rescaled = False
+        self.narrow: set[torch.dtype] = set()
         self.sink: Callable[[str, Use], None] | None = None
         self.clipped: ClippedSums | None = None
         self.inputs: list[Tensor] = []
@@ -176,11 +174,6 @@ class Pass:
     def settle_early(self, name: str, total: Tensor) -> Tensor:
         """Settle a sum as soon as it is whole, before its gate asks for it: if all processes do so in this order."""
         return self.settle(name, total) if self.in_step else total
-
-    @property
-    def averaged(self) -> int:
-        """Over how many samples a mean is, to go by the gradients that come of it."""
-        return 1 << (self.samples - 1).bit_length() if self.rescaled else self.samples
 
     @property
     def clipped_units(self) -> int:

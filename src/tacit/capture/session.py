@@ -20,7 +20,6 @@ from tacit.capture.losses import refuse_batch_counts
 from tacit.capture.marks import Mark, clear_mark, keep_mark, map_tensors, mark_of, set_mark, tensors_in
 from tacit.capture.passes import Clip, ClippedSums, Pass, current_task
 from tacit.capture.recomputation import Recomputation
-from tacit.capture.rescaled import is_narrow, rescaled
 from tacit.capture.running import Runner
 from tacit.capture.sharded import Sharded, ShardedGuard
 from tacit.capture.units import units_of
@@ -50,7 +49,6 @@ class Session:
         guard: watches the gradients; by default those of one process. With a `ShardedGuard` the parameters are shards:
             ``fully_shard`` was applied to the model.
         entered: called when a private forward begins.
-        averaged: whether losses are means over the batch.
 
     Attributes:
         synthetic: what the coming forwards see are no records.
@@ -72,12 +70,10 @@ class Session:
         measured: bool = False,
         guard: LeakGuard | None = None,
         entered: Callable[[], None] | None = None,
-        averaged: Callable[[], bool] = lambda: False,
     ) -> None:
         self.parameters = dict(parameters)
         self.guard = LeakGuard() if guard is None else guard
         self._entered = entered
-        self._averaged = averaged
         self.enabled = True
         self._clip = clip
         self._measured = measured
@@ -212,7 +208,7 @@ class Session:
             tensors = tensors_in((args, kwargs))
         units = self._units(samples)
         run, carrier = self._open(max(samples, 1), trainable, units, dummy=samples == 0)
-        before = run.promises(), run.plain_only, run.bounded, run.rescaled
+        before = run.promises(), run.plain_only, run.bounded
         run.plain_only |= any(t.requires_grad for t in tensors)
         fresh = [t for t in tensors if mark_of(t) is None]
         try:
@@ -234,10 +230,8 @@ class Session:
                 out = self._behind_boundary(run, carrier, out)
             elif run.plain_only:
                 out = map_tensors(lambda value: keep_mark(value, tie(carrier, value)), out)
-            if self._averaged() and is_narrow(run, self.parameters.values(), out):
-                out = rescaled(out, run, tensors)
         except BaseException:  # the pass is as if this forward had not been
-            promises, run.plain_only, run.bounded, run.rescaled = before
+            promises, run.plain_only, run.bounded = before
             run.take_back(promises)
             raise
         finally:

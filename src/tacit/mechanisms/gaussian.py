@@ -52,7 +52,7 @@ def add_gaussian_noise(
       which of them: measured, under 6e-5 for batches of up to 1024, of one process or several
       (`tests/mechanisms/test_rounding.py`). No bound that holds for all data is known that is of use;
     * what a sample more does to the others' gradients, by 1/B, where the loss is a mean: in float32 no more than the
-      order does, also measured; in low precision, where it would be much more, it is kept away (`capture/rescaled.py`).
+      order does, also measured; in low precision it is much more, and the sensitivity is larger by it (`uneven.py`).
     * cells: a float64 normal, off by under 1e-14 of ``std`` (logarithm, root, sine, the addition), changes the
       probability of a grid point, at least 1.2e-4 of ``std`` wide, by a factor of at most 1 ± 1.7e-10, independently in
       each coordinate. By Azuma's inequality the losses of D coordinates in all releases together differ from their

@@ -37,14 +37,14 @@ class Seen:
         marks: the mark of each output.
         contacts: how many uses of each parameter were promised.
         tables: parameters of which rows were looked up.
-        narrow: something of the batch is in bfloat16 or float16.
+        narrow: the narrow types in which something of the batch is.
     """
 
     outputs: tuple[Any, ...]
     marks: list[Mark | None] = field(default_factory=list)
     contacts: dict[str, int] = field(default_factory=dict)
     tables: set[str] = field(default_factory=set)
-    narrow: bool = False
+    narrow: set[torch.dtype] = field(default_factory=set)
 
 
 class Replay:
@@ -104,7 +104,7 @@ class Replay:
         recorder.forward_done = True
         self._check(outputs, given, private)
         marks = [mark_of(value) for value in outputs]
-        return Seen(tuple(outputs), marks, dict(run.contacts), set(run.tables), run.narrow)
+        return Seen(tuple(outputs), marks, dict(run.contacts), set(run.tables), set(run.narrow))
 
     def _prepared(self, inputs: Sequence[Any]) -> tuple[list[Any], list[tuple[str, Tensor]]]:
         """Parameters become leaves of their own, so that no gradient can reach the real ones but through a slot."""
