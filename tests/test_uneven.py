@@ -116,7 +116,7 @@ def test_what_is_paid_is_more_than_one_record_moves_the_others_by(mode: str, sam
 
 
 def run(model: nn.Module, told: list[float], monkeypatch: pytest.MonkeyPatch, **settings: Any) -> tuple[Any, ...]:
-    """A private run, of which ``told`` hears the deviations of its noise: engine, model, optimizer and a batch."""
+    """A private run, of which ``told`` hears the deviations of its noise: engine, model, optimizer and loader."""
 
     def add(totals: Any, *, std: float, **rest: Any) -> Any:
         told.append(std)
@@ -134,7 +134,7 @@ def run(model: nn.Module, told: list[float], monkeypatch: pytest.MonkeyPatch, **
         poisson_sampling=False,
         **{"noise_multiplier": 2.0, "max_grad_norm": 0.5} | settings,
     )
-    return engine, model, optimizer, next(iter(loader))
+    return engine, model, optimizer, loader
 
 
 LOW: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor], bool, dict[str, Any]]] = {
@@ -153,7 +153,8 @@ LOW: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor], bool, dict[
 def test_low_precision_is_seen_wherever_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     make, loss, autocast, settings = LOW[name]
     told: list[float] = []
-    _, model, optimizer, batch = run(make(), told, monkeypatch, **settings)
+    _, model, optimizer, loader = run(make(), told, monkeypatch, **settings)
+    batch = next(iter(loader))
     if name == "parameters":
         batch = [batch[0].bfloat16(), *batch[1:]]
     with (
@@ -170,7 +171,8 @@ def test_low_precision_is_seen_wherever_it_is(name: str, monkeypatch: pytest.Mon
 def test_noise_is_larger_for_a_mean_in_low_precision_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[float] = []
     settings = {"loss_reduction": "sum"} if name == "sum" else {}
-    engine, model, optimizer, batch = run(mlp(), told, monkeypatch, **settings)
+    engine, model, optimizer, loader = run(mlp(), told, monkeypatch, **settings)
+    batch = next(iter(loader))
     low = torch.autocast("cpu", dtype=torch.bfloat16, enabled=name != "float32")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -190,3 +192,18 @@ def test_less_is_paid_where_less_is_rounded() -> None:
     assert paid([torch.float16], 100) == pytest.approx(paid([torch.bfloat16, torch.float16], 100) / 8)
     for records, found in {33: 0.0097, 129: 0.02, 257: 0.03, 1025: 0.047, 4097: 0.053}.items():
         assert found * 1.3 < paid([torch.bfloat16], records)
+
+
+@pytest.mark.filterwarnings("ignore:the model computes in low precision", "ignore:step")
+def test_noise_stays_larger_for_batches_without_a_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were it smaller, it would tell of them."""
+    told: list[float] = []
+    _, model, optimizer, loader = run(mlp(), told, monkeypatch)
+    for step in range(3):
+        batch = next(iter(loader))
+        optimizer.zero_grad()
+        if step == 0:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                outside(model, batch).backward()
+        optimizer.step()
+    assert told == [pytest.approx(1 + paid([torch.bfloat16], 8))] * 3

@@ -282,7 +282,8 @@ class Attachment:
 
     def clipped(self, run: Pass, factors: Factors, uses: Mapping[str, Use]) -> None:
         """Take note of a clipped physical batch."""
-        self._release.clipped_to(factors.sensitivity * (1 + self._paid_for_rounding(run)))
+        self._release.clipped_to(factors.sensitivity)
+        self._pay_for_rounding(run)
         # Whether there are gradients, never what they are: accounting must not depend on the data.
         fresh = all(p.grad is None for p in self.parameters.values())
         self._since.fresh += fresh
@@ -303,15 +304,15 @@ class Attachment:
         if self.settings.mode == "hooks":
             self._leave_grad_samples(run, uses)
 
-    def _paid_for_rounding(self, run: Pass) -> float:
-        """By what part the others may move the sum, too, as `uneven` says."""
+    def _pay_for_rounding(self, run: Pass) -> None:
+        """The others may move the sum, too, as `uneven` says."""
         if run.synthetic or not run.narrow or self.plan.loss_reduction != "mean":
-            return 0.0
+            return
         records, apart = self.plan.sampling.expected_batch_size, self.settings.mode == "functorch"
         part = uneven.paid(run.narrow, records, apart=apart)
+        self._release.pay(part)
         names = " and ".join(sorted(str(each).removeprefix("torch.") for each in run.narrow))
         self._warn_once(uneven.WARNING.format(part=part, dtype=names))
-        return part
 
     def _refuse_reading_ahead(self) -> None:
         """The piece, or where rows are told by their place the batch, at hand must be the one that was handed out."""

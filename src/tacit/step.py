@@ -337,10 +337,15 @@ class Releaser:
         self._agree = agree
         self._processes = processes
         self._pending = 0.0
+        self._paid = 0.0
 
     def clipped_to(self, sensitivity: float) -> None:
         """A physical batch was clipped to this bound; the noise covers the largest of a logical batch."""
         self._pending = max(self._pending, sensitivity)
+
+    def pay(self, part: float) -> None:
+        """Make the noise of this and all coming releases larger. Of some only, it would tell of their batches."""
+        self._paid = max(self._paid, part)
 
     def awaited(self) -> bool:
         """Whether there is a sum that was not released."""
@@ -399,7 +404,7 @@ class Releaser:
         self._check(trainable)
         draws = self._draws.take()
         event = plan.sampling.event(plan.noise_multiplier, draws)
-        std = plan.noise_multiplier * (self._pending or plan.policy.sensitivity)
+        std = plan.noise_multiplier * (self._pending or plan.policy.sensitivity) * (1 + self._paid)
         return Coming(event, draws, std, plan.divisor(len(draws)))
 
     def _check(self, trainable: Mapping[str, nn.Parameter]) -> None:
