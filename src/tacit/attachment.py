@@ -306,7 +306,7 @@ class Attachment:
 
     def _pay_for_rounding(self, run: Pass) -> None:
         """The others may move the sum, too, as `uneven` says."""
-        if run.synthetic or not run.narrow or self.plan.loss_reduction != "mean":
+        if run.synthetic or not run.narrow or self.plan.loss_reduction != "mean" or not self.plan.noise_multiplier:
             return
         records, apart = self.plan.sampling.expected_batch_size, self.settings.mode == "functorch"
         part = uneven.paid(run.narrow, records, apart=apart)

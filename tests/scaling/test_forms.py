@@ -27,6 +27,7 @@ def test_as_the_engine_explains(name):
         assert told.predicted == pytest.approx({form: 1e3 * s for form, s in planned.seconds.items()})
 
 
+@pytest.mark.filterwarnings("ignore:the model computes in low precision")
 @pytest.mark.choice
 def test_under_autocast():
     model, ids = real("llama")

@@ -42,6 +42,7 @@ def test_the_most_that_is_alive(name, mode, checkpointing):
     assert 0.9 < beside / alive(name, mode, checkpointing) < 1.7
 
 
+@pytest.mark.filterwarnings("ignore:the model computes in low precision")
 @pytest.mark.choice
 @pytest.mark.parametrize("mode", MODES)
 def test_under_autocast(mode):
