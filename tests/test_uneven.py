@@ -187,11 +187,36 @@ def test_noise_is_larger_for_a_mean_in_low_precision_alone(name: str, monkeypatc
     assert told == [1.0]
 
 
+class MeanInLowPrecision(nn.Module):
+    """A loss that is in bfloat16 itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = mlp().bfloat16()
+
+    def forward(self, x: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        return (F.cross_entropy(self.inner(x.bfloat16()), labels, reduction="none") * weights.bfloat16()).mean()
+
+
+@pytest.mark.filterwarnings("ignore:the model computes in low precision")
+@pytest.mark.parametrize("samples", [129, 514])
+def test_a_mean_in_low_precision_moves_all_alike_and_is_paid_for(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = moved(MeanInLowPrecision, inside, autocast=None, samples=samples)
+    assert 0.05 < found < paid([torch.bfloat16], samples, whole=True)
+    told: list[float] = []
+    _, model, optimizer, loader = run(MeanInLowPrecision(), told, monkeypatch)
+    inside(model, next(iter(loader))).backward()
+    optimizer.step()
+    assert told == [pytest.approx(1 + 2.0**-7 * 8)]
+
+
 def test_less_is_paid_where_less_is_rounded() -> None:
     assert paid([], 100) == 0
     assert paid([torch.float16], 100) == pytest.approx(paid([torch.bfloat16, torch.float16], 100) / 8)
     for records, found in {33: 0.0097, 129: 0.02, 257: 0.03, 1025: 0.047, 4097: 0.053}.items():
         assert found * 1.3 < paid([torch.bfloat16], records)
+    for records, found in {520: 1.77, 1027: 2.13, 1800: 3.51}.items():
+        assert found * 1.1 < paid([torch.bfloat16], records, whole=True)
 
 
 @pytest.mark.filterwarnings("ignore:the model computes in low precision", "ignore:step")

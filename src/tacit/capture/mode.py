@@ -250,7 +250,7 @@ class Capture(TorchFunctionMode):
         if known is not None and not any(value is source for source in marked):
             return known  # a rule made it of calls that were followed
         mark = follow(func, marked, args, kwargs, value)
-        self._note_type(value)
+        self._note_type(value, mark)
         if mark is None:
             clear_mark(value)
         elif mark is not known:
@@ -259,10 +259,12 @@ class Capture(TorchFunctionMode):
                 self._overwritten.watch(value)
         return mark
 
-    def _note_type(self, value: object) -> None:
+    def _note_type(self, value: object, mark: Mark | None = None) -> None:
         """Tell the pass of what is in low precision."""
         if isinstance(value, Tensor) and value.dtype in NARROW and self.frame is not None:
             self.frame.run.narrow.add(value.dtype)
+            if mark is not None and mark.reduced:
+                self.frame.run.narrow_sums.add(value.dtype)
 
     def _look_at(self, value: Tensor, mark: Mark | None) -> None:
         if mark is None or mark.layout is not None or self._in_rule:  # as almost all

@@ -116,6 +116,7 @@ class Pass:
         crossings: for each call of a checkpointed module, which outputs may be made of parameters alone.
         plain_only: two passes cannot be run over it (an input wants a gradient, or reentrant checkpointing).
         narrow: the types narrower than float32 in which forwards computed something of the batch.
+        narrow_sums: those in which forwards computed sums or means over it, such as a loss.
         finished: the clipping has run.
         sink: where uses go instead, while two passes run.
         clipped: what the clipping made of the uses.
@@ -156,6 +157,7 @@ class Pass:
         self.finished = False
         self.plain_only = False
         self.narrow: set[torch.dtype] = set()
+        self.narrow_sums: set[torch.dtype] = set()
         self.sink: Callable[[str, Use], None] | None = None
         self.clipped: ClippedSums | None = None
         self.inputs: list[Tensor] = []

@@ -76,7 +76,7 @@ class PrivateGraph:
         self._marks = marks
         self._contacts = seen.contacts
         self._tables = seen.tables
-        self._narrow = seen.narrow
+        self._narrow, self._narrow_sums = seen.narrow, seen.narrow_sums
 
     def __call__(self, *inputs: Any) -> Any:
         call = self._call()
@@ -90,6 +90,7 @@ class PrivateGraph:
         run.contacts.update({name: run.contacts.get(name, 0) + count for name, count in self._contacts.items()})
         run.tables |= self._tables
         run.narrow |= self._narrow
+        run.narrow_sums |= self._narrow_sums
         sizes = self._sizes.read(inputs)
         slots: tuple[Tensor, ...] = ()
         if self._likes:

@@ -37,7 +37,7 @@ class Seen:
         marks: the mark of each output.
         contacts: how many uses of each parameter were promised.
         tables: parameters of which rows were looked up.
-        narrow: the narrow types in which something of the batch is.
+        narrow, narrow_sums: the narrow types in which something of the batch is, and in which sums over it are.
     """
 
     outputs: tuple[Any, ...]
@@ -45,6 +45,7 @@ class Seen:
     contacts: dict[str, int] = field(default_factory=dict)
     tables: set[str] = field(default_factory=set)
     narrow: set[torch.dtype] = field(default_factory=set)
+    narrow_sums: set[torch.dtype] = field(default_factory=set)
 
 
 class Replay:
@@ -104,7 +105,7 @@ class Replay:
         recorder.forward_done = True
         self._check(outputs, given, private)
         marks = [mark_of(value) for value in outputs]
-        return Seen(tuple(outputs), marks, dict(run.contacts), set(run.tables), set(run.narrow))
+        return Seen(tuple(outputs), marks, dict(run.contacts), set(run.tables), run.narrow, run.narrow_sums)
 
     def _prepared(self, inputs: Sequence[Any]) -> tuple[list[Any], list[tuple[str, Tensor]]]:
         """Parameters become leaves of their own, so that no gradient can reach the real ones but through a slot."""
