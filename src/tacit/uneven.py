@@ -14,10 +14,10 @@ import torch
 
 WARNING = (
     "the model computes in low precision, and its loss is a mean over the batch: one record more changes 1/B, and so "
-    "how the gradients of all others are rounded. Noise is larger by {part:.1%} for it. That is least where the loss is "
-    "in float32: call .float() on what it is computed from. (A loss outside of the model is not seen: in {dtype} it "
-    "would need more.) With a loss that is a sum (reduction='sum', loss_reduction='sum', a learning rate divided by the "
-    "batch size) there is no such effect."
+    "how the gradients of all others are rounded. Noise is larger by {part:.1%} for it. That is least where the loss "
+    "is in float32: call .float() on what it is computed from. (A loss outside of the model is not seen: in {dtype} it "
+    "would need more.) With a loss that is a sum (reduction='sum', loss_reduction='sum', a learning rate divided by "
+    "the batch size) there is no such effect."
 )
 
 

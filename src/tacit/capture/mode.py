@@ -263,7 +263,7 @@ class Capture(TorchFunctionMode):
         """Tell the pass of what is in low precision."""
         if isinstance(value, Tensor) and value.dtype in NARROW and self.frame is not None:
             self.frame.run.narrow.add(value.dtype)
-            if mark is not None and mark.reduced:
+            if mark is not None and mark.reduced and value.requires_grad:
                 self.frame.run.narrow_sums.add(value.dtype)
 
     def _look_at(self, value: Tensor, mark: Mark | None) -> None:
