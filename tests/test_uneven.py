@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tacit import PrivacyEngine
 from tacit.mechanisms import add_gaussian_noise
 from tacit.testing import private_gradients
-from tacit.uneven import paid
+from tacit.uneven import paid, paid_for_means
 
 WIDTH = 24
 
@@ -26,8 +26,8 @@ def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(20, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 10))
 
 
-class InItsOwnAutocast(nn.Module):
-    """Low precision that is not on outside, and a frozen part in bfloat16 between float32 ones."""
+class PartInBfloat16(nn.Module):
+    """A frozen part in bfloat16 between float32 ones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,6 @@ def inside(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
 def moved(
     make: Callable[[], nn.Module],
     loss: Callable[[nn.Module, tuple[Tensor, ...]], Tensor],
-    dtype: torch.dtype = torch.float32,
     autocast: torch.dtype | None = torch.bfloat16,
     samples: int = 65,
     **settings: object,
@@ -81,11 +80,11 @@ def moved(
             return loss(model, batch)
 
     torch.manual_seed(1)
-    batch = torch.randn(samples, 20, dtype=dtype), torch.zeros(samples, dtype=torch.int64), torch.ones(samples)
+    batch = torch.randn(samples, 20), torch.zeros(samples, dtype=torch.int64), torch.ones(samples)
     batch[2][0] = 0
     found = []
     for first in (0, 1):
-        model = make().to(dtype) if dtype != torch.float32 else make()
+        model = make()
         part = tuple(each[first:] for each in batch)
         _, gradients = private_gradients(model, in_precision, part, max_grad_norm=1.0, **settings)  # type: ignore[arg-type]
         found.append(torch.cat([each.double().flatten() for each in gradients.values()]))
@@ -140,10 +139,10 @@ def run(model: nn.Module, told: list[float], monkeypatch: pytest.MonkeyPatch, **
 LOW: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor], bool, dict[str, Any]]] = {
     "autocast": (mlp, outside, True, {}),
     "parameters": (lambda: mlp().bfloat16(), outside, False, {}),
-    "a frozen part": (InItsOwnAutocast, outside, False, {}),
+    "a frozen part": (PartInBfloat16, outside, False, {}),
     "autocast inside": (AutocastInside, outside, False, {}),
     "run on single samples": (AutocastInside, outside, False, {"grad_sample_mode": "functorch"}),
-    "frozen, on single samples": (InItsOwnAutocast, outside, False, {"grad_sample_mode": "functorch"}),
+    "frozen, on single samples": (PartInBfloat16, outside, False, {"grad_sample_mode": "functorch"}),
     "the loss inside": (LossInside, inside, True, {}),
     "compiled": (lambda: torch.compile(AutocastInside(), backend="aot_eager"), outside, False, {}),
 }
@@ -202,7 +201,7 @@ class MeanInLowPrecision(nn.Module):
 @pytest.mark.parametrize("samples", [129, 514])
 def test_a_mean_in_low_precision_moves_all_alike_and_is_paid_for(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
     found = moved(MeanInLowPrecision, inside, autocast=None, samples=samples)
-    assert 0.05 < found < paid([torch.bfloat16], samples, whole=True)
+    assert 0.05 < found < paid_for_means([torch.bfloat16], samples)
     told: list[float] = []
     _, model, optimizer, loader = run(MeanInLowPrecision(), told, monkeypatch)
     inside(model, next(iter(loader))).backward()
@@ -216,7 +215,7 @@ def test_less_is_paid_where_less_is_rounded() -> None:
     for records, found in {33: 0.0097, 129: 0.02, 257: 0.03, 1025: 0.047, 4097: 0.053}.items():
         assert found * 1.3 < paid([torch.bfloat16], records)
     for records, found in {520: 1.77, 1027: 2.13, 1800: 3.51}.items():
-        assert found * 1.1 < paid([torch.bfloat16], records, whole=True)
+        assert found * 1.1 < paid_for_means([torch.bfloat16], records)
 
 
 @pytest.mark.filterwarnings("ignore:the model computes in low precision", "ignore:step")

@@ -309,7 +309,7 @@ class Attachment:
         if run.synthetic or not run.narrow or self.plan.loss_reduction != "mean" or not self.plan.noise_multiplier:
             return
         records, apart = self.plan.sampling.expected_batch_size, self.settings.mode == "functorch"
-        part = max(uneven.paid(run.narrow, records, apart=apart), uneven.paid(run.narrow_sums, records, whole=True))
+        part = max(uneven.paid(run.narrow, records, apart=apart), uneven.paid_for_means(run.narrow_sums, records))
         self._release.pay(part)
         names = " and ".join(sorted(str(each).removeprefix("torch.") for each in run.narrow))
         self._warn_once(uneven.WARNING.format(part=part, dtype=names))

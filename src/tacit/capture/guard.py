@@ -27,10 +27,10 @@ from tacit.capture.fingerprints import (
     sum_fingerprint,
 )
 from tacit.capture.graphs import nodes_behind
-from tacit.capture.unrounded import NARROW, UnroundedSums
+from tacit.capture.unrounded import UnroundedSums
 from tacit.distributed import local
 from tacit.errors import LeakError, PrivacyError
-from tacit.uses import answers_at_once
+from tacit.uses import NARROW, answers_at_once
 
 _NOTHING = (None, -1, None)
 """What is expected where no gate has returned anything."""

@@ -26,6 +26,7 @@ from tacit.capture.views import embed_once, note_view
 from tacit.capture.writes import check_written, keeps_aliases, mark_written, moved_error
 from tacit.errors import LayoutError, MixingError, NoRuleError, PrivacyError
 from tacit.rules import find_rule, is_always_rewritten, refuse_batch_statistics
+from tacit.uses import NARROW
 
 _BATCH_NORMS = frozenset([F.batch_norm, torch.batch_norm, torch.native_batch_norm])
 _INSTANCE_NORMS = frozenset([F.instance_norm, torch.instance_norm])
@@ -34,7 +35,6 @@ _STATISTICS = {
     F.instance_norm: ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats"),
 }
 _NATIVE_STATISTICS = ("input", "weight", "bias", "running_mean", "running_var", "training")
-NARROW = frozenset([torch.bfloat16, torch.float16])
 _ASKS = frozenset(
     [
         *(Tensor.size, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.stride, Tensor.element_size),

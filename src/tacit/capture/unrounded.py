@@ -8,10 +8,9 @@ itself is kept here. Noise is added to it, and only what has noise is rounded: t
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-NARROW = (torch.bfloat16, torch.float16)
+from tacit.uses import NARROW
 
 
 class UnroundedSums:

@@ -9,7 +9,7 @@ from tacit.uses.gather import Gather
 from tacit.uses.join import TableAndHead, join
 from tacit.uses.layout import Layout
 from tacit.uses.norms import Known, Norms
-from tacit.uses.numerics import wide, wide_dtype
+from tacit.uses.numerics import NARROW, wide, wide_dtype
 from tacit.uses.outer import Gram, Outer
 from tacit.uses.patches import Geometry, Patches, gradients, gradients_by_patches, row_gradients, unfold
 from tacit.uses.precision import FullPrecision
@@ -26,6 +26,7 @@ from tacit.uses.workspace import Workspace
 __all__ = [
     "DEFAULT_COSTS",
     "FORMED",
+    "NARROW",
     "SHARE",
     "SMALL",
     "TUNER",

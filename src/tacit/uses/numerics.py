@@ -34,17 +34,18 @@ MARGIN = 64.0
 """How many rounding errors that is, of all terms without their signs. The worst seen was 26: of rows that nearly are
 one constant vector, whose products all round the same way; of random ones it was 2.4."""
 
-_NARROW = (torch.bfloat16, torch.float16)
+NARROW = frozenset([torch.bfloat16, torch.float16])
+"""Types whose rounding shows: what counts is computed in float32 instead."""
 
 
 def wide(values: Tensor) -> Tensor:
     """Return ``values`` in float32 at least: in bfloat16, Gram matrices have given a norm of 0."""
-    return values.float() if values.dtype in _NARROW else values
+    return values.float() if values.dtype in NARROW else values
 
 
 def wide_dtype(values: Tensor) -> torch.dtype:
     """The type that :func:`wide` gives ``values``."""
-    return torch.float32 if values.dtype in _NARROW else values.dtype
+    return torch.float32 if values.dtype in NARROW else values.dtype
 
 
 def sample_squares(values: Tensor) -> Tensor:
